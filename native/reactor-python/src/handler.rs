@@ -28,6 +28,8 @@ pub enum Refusal {
     NoProtocolFactory,
     /// The factory or `connection_made` failed: the traceback.
     Protocol(String),
+    /// The context is full.
+    Overload,
 }
 
 /// What comes with a descriptor.
@@ -53,8 +55,18 @@ pub struct Report {
     pub failure: Description,
 }
 
-/// Where reports go. Called on the worker; it may not wait.
-pub type Reporter = Box<dyn Fn(Report)>;
+/// What the handler needs of the process around it. All calls come on the worker, inside
+/// the interpreter; none may wait.
+pub trait Surroundings {
+    /// A callback failed.
+    fn report(&self, report: Report);
+
+    /// A callback has come back, maybe in a child that it forked.
+    fn callback_returned(&self);
+
+    /// The worker is about to sleep.
+    fn resting(&self);
+}
 
 /// A protocol and its descriptor's handle.
 pub struct Connection<'py> {
@@ -66,16 +78,16 @@ pub struct Connection<'py> {
 }
 
 /// Calls Python protocols for an engine.
-pub struct PythonHandler<'py> {
+pub struct PythonHandler<'py, S> {
     py: Python<'py>,
     names: Names<'py>,
     types: Types,
     counters: Arc<Counters>,
     activity: Arc<Activity>,
-    report: Reporter,
+    surroundings: S,
 }
 
-impl<'py> PythonHandler<'py> {
+impl<'py, S: Surroundings> PythonHandler<'py, S> {
     /// A handler for the interpreter that `py` is attached to.
     ///
     /// # Errors
@@ -84,7 +96,7 @@ impl<'py> PythonHandler<'py> {
         py: Python<'py>,
         counters: Arc<Counters>,
         activity: Arc<Activity>,
-        report: Reporter,
+        surroundings: S,
     ) -> PyResult<Self> {
         activity.bind_to_this_thread(py)?;
         Ok(Self {
@@ -93,8 +105,15 @@ impl<'py> PythonHandler<'py> {
             types: Types::load(py)?,
             counters,
             activity,
-            report,
+            surroundings,
         })
+    }
+
+    /// Runs Python code of the user.
+    fn watch<T>(&self, callback: impl FnOnce() -> T) -> T {
+        let result = self.activity.watch(self.py, callback);
+        self.surroundings.callback_returned();
+        result
     }
 
     /// Makes the protocol of a new connection and gives it its attributes.
@@ -105,7 +124,7 @@ impl<'py> PythonHandler<'py> {
         info: &Value,
     ) -> PyResult<(Connection<'py>, Bound<'py, PyDict>)> {
         let names = &self.names;
-        let protocol = self.activity.watch(self.py, || factory.call0())?;
+        let protocol = self.watch(|| factory.call0())?;
         if !protocol.is_instance(&names.protocol_class)? {
             let class = class_name(&protocol.get_type());
             return Err(PyTypeError::new_err(format!(
@@ -172,9 +191,7 @@ impl<'py> PythonHandler<'py> {
     {
         self.counters.callbacks.add(1);
         let name = self.names.of(callback);
-        let result = self.activity.watch(self.py, || {
-            connection.protocol.call_method1(name, arguments)
-        });
+        let result = self.watch(|| connection.protocol.call_method1(name, arguments));
         result
             .and_then(|word| self.action(connection, callback, &word))
             .map_err(|error| {
@@ -255,7 +272,7 @@ impl<'py> PythonHandler<'py> {
         failure: Description,
     ) {
         self.counters.exceptions.add(1);
-        (self.report)(Report {
+        self.surroundings.report(Report {
             callback,
             protocol,
             fd: descriptor.number(),
@@ -278,9 +295,7 @@ impl<'py> PythonHandler<'py> {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
         self.counters.callbacks.add(1);
-        let lost = self.activity.watch(self.py, || {
-            protocol.call_method0(self.names.of(Callback::ConnectionLost))
-        });
+        let lost = self.watch(|| protocol.call_method0(self.names.of(Callback::ConnectionLost)));
         if let Err(error) = lost {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
@@ -314,7 +329,7 @@ impl<'py> PythonHandler<'py> {
             return Err(self.refusal(descriptor, "factory", &error));
         }
         self.counters.callbacks.add(1);
-        let made = self.activity.watch(self.py, || {
+        let made = self.watch(|| {
             let name = self.names.of(Callback::ConnectionMade);
             connection.protocol.call_method1(name, (fd, client_info))
         });
@@ -341,7 +356,7 @@ impl<'py> PythonHandler<'py> {
     }
 }
 
-impl<'py> Handler for PythonHandler<'py> {
+impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     type Connection = Connection<'py>;
     type Opening = Opening;
 
@@ -413,11 +428,12 @@ impl<'py> Handler for PythonHandler<'py> {
     }
 
     fn idle<T: Send>(&mut self, wait: impl FnOnce() -> T + Send) -> T {
+        self.surroundings.resting();
         self.py.detach(wait)
     }
 }
 
-impl<'py> PythonHandler<'py> {
+impl<'py, S: Surroundings> PythonHandler<'py, S> {
     fn datagram(
         &self,
         connection: &Connection<'py>,

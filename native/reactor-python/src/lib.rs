@@ -16,4 +16,4 @@ pub mod value;
 pub use activity::Activity;
 pub use exception::{Description, class_name, describe};
 pub use handle::adopt;
-pub use handler::{Opening, PythonHandler, Refusal, Reply, Report, Reporter};
+pub use handler::{Opening, PythonHandler, Refusal, Reply, Report, Surroundings};

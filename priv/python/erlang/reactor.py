@@ -23,10 +23,13 @@ same thread; while a callback runs, the other connections of its context wait.
 
 from __future__ import annotations
 
-from collections.abc import Buffer, Callable
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import _erlang
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12
 
 __all__ = [
     "Action",
