@@ -1,4 +1,4 @@
-"""Prints why the Python that runs this cannot be embedded and exits 1; prints nothing when it can."""
+"""Prints why the Python that runs this cannot be embedded and exits 1, or nothing at all."""
 
 import os
 import sys
