@@ -6,9 +6,9 @@ import sysconfig
 
 
 def main():
-    version = "%d.%d" % sys.version_info[:2]
+    version = "%d.%d" % tuple(sys.version_info[:2])
     me = "Python %s at %s" % (version, sys.executable)
-    if sys.implementation.name != "cpython" or sys.version_info < (3, 11):
+    if sys.version_info < (3, 11) or sys.implementation.name != "cpython":
         return "CPython 3.11 or newer is needed and this is %s: name another with PYO3_PYTHON" % me
     config = sysconfig.get_config_var
     if config("PYTHONFRAMEWORK"):

@@ -21,7 +21,11 @@ end_per_group(_Group, _Config) ->
 
 holds(Config) ->
     {Module, Function} = proplists:get_value(property, Config),
-    true = proper:quickcheck(Module:Function(), [{numtests, 200}, {on_output, fun output/2}]).
+    Options = [{numtests, 200}, nocolors],
+    case proper:quickcheck(Module:Function(), Options) of
+        true -> ok;
+        false -> ct:fail({counterexample, proper:counterexample()})
+    end.
 
 %%% Internals
 
@@ -35,7 +39,3 @@ is_property(Function) ->
 
 group({Module, Function}) ->
     list_to_atom(lists:concat([Module, ":", Function])).
-
-%% Dots are left out; a counter-example reaches the log of the test case.
-output(".", []) -> ok;
-output(Format, Arguments) -> ct:pal(Format, Arguments).
