@@ -1,0 +1,2 @@
+//! What talks to the BEAM.
+pub(crate) mod term;

@@ -1,0 +1,15 @@
+//! The NIF library of py_reactor: the only crate that knows both the BEAM and Python.
+#![deny(unsafe_code)]
+
+mod beam;
+mod nifs;
+mod python;
+
+use rustler::{Env, Term};
+
+rustler::init!("py_nif", load = load);
+
+/// Runs once, when the BEAM loads the library.
+fn load(_env: Env, _info: Term) -> bool {
+    true
+}

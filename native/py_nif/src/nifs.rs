@@ -1,0 +1,1 @@
+//! Every NIF: decode, one call, encode.

@@ -1,0 +1,4 @@
+//! Python protocols on the reactor engine.
+#![deny(unsafe_code)]
+
+pub mod value;

@@ -1,0 +1,1 @@
+//! Values that cross between Erlang and Python, owned by neither.
