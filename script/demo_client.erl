@@ -13,7 +13,7 @@ main([PortText]) ->
     Port = list_to_integer(PortText),
     greet(Port),
     Small = load(Port, "64 B messages", ?ROUND_TRIPS, fun() -> 64 end),
-    Mixed = load(Port, "messages of 1 B to 64 KiB", 200, fun() -> rand:uniform(65536) end),
+    Mixed = load(Port, "messages of 1 B to 64 KiB", 500, fun() -> rand:uniform(65536) end),
     Bytes = Small + Mixed,
     io:format("every byte came back: ~b of ~b~n", [Bytes, Bytes]).
 
