@@ -1,1 +1,0 @@
-//! Values that cross between Erlang and Python, owned by neither.
