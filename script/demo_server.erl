@@ -47,22 +47,23 @@ serve(ListenSock, Acceptor, Status) ->
         serve(ListenSock, Acceptor, Status)
     end.
 
-%% On a terminal each line takes the place of the one before.
+%% On a terminal each line takes the place of the one before, so it must fit into 80 columns.
 status_line() ->
     Sum = lists:foldl(fun add/2, #{}, [py_reactor_context:stats(C) || C <- contexts()]),
-    [Open, Adopted, In, Out, Calls, Errors] =
-        [maps:get(K, Sum, 0) || K <- [connections, adopted, bytes_in, bytes_out, callbacks, exceptions]],
+    [Open, Adopted, In, Out, Exceptions] =
+        [maps:get(K, Sum, 0) || K <- [connections, adopted, bytes_in, bytes_out, exceptions]],
     {UptimeMs, _} = erlang:statistics(wall_clock),
     {Start, End} = case os:getenv("DEMO_TERMINAL") of
         "1" -> {"\r", "\e[K"};
         _ -> {"", "\n"}
     end,
-    io_lib:format("~sup ~b s, ~b open, ~b served, ~s in, ~s out, ~b callbacks, ~b exceptions~s", [
-        Start, UptimeMs div 1000, Open, Adopted, bytes(In), bytes(Out), Calls, Errors, End
+    io_lib:format("~sup ~b s, ~b open, ~b served, ~s in, ~s out, ~b exceptions~s", [
+        Start, UptimeMs div 1000, Open, Adopted, bytes(In), bytes(Out), Exceptions, End
     ]).
 
 add(Stats, Sum) ->
-    maps:fold(fun(K, V, Acc) when is_integer(V) -> maps:update_with(K, fun(N) -> N + V end, V, Acc); (_, _, Acc) -> Acc end, Sum, Stats).
+    Counters = maps:filter(fun(_, V) -> is_integer(V) end, Stats),
+    maps:merge_with(fun(_, A, B) -> A + B end, Counters, Sum).
 
 contexts() ->
     py_reactor_pool:contexts().
