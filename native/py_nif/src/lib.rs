@@ -2,8 +2,11 @@
 #![deny(unsafe_code)]
 
 mod beam;
+mod calls;
+mod log;
 mod nifs;
 mod python;
+mod ticket;
 
 use rustler::{Env, Term};
 
@@ -11,5 +14,11 @@ rustler::init!("py_nif", load = load);
 
 /// Runs once, when the BEAM loads the library.
 fn load(_env: Env, _info: Term) -> bool {
-    true
+    match python::library::pin() {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("py_nif: {error}");
+            false
+        }
+    }
 }

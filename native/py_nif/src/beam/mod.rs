@@ -1,2 +1,3 @@
 //! What talks to the BEAM.
+pub(crate) mod post;
 pub(crate) mod term;
