@@ -4,7 +4,12 @@
 -mode(compile).
 
 -define(OPTIONS, [
-    binary, {active, false}, {reuseaddr, true}, {nodelay, true}, {backlog, 1024}, {ip, {127, 0, 0, 1}}
+    binary,
+    {active, false},
+    {reuseaddr, true},
+    {nodelay, true},
+    {backlog, 1024},
+    {ip, {127, 0, 0, 1}}
 ]).
 
 main([]) ->

@@ -5,7 +5,11 @@
 -mode(compile).
 
 -define(OPTIONS, [
-    binary, {active, false}, {reuseaddr, true}, {backlog, 1024}, {ip, {127, 0, 0, 1}}
+    binary,
+    {active, false},
+    {reuseaddr, true},
+    {backlog, 1024},
+    {ip, {127, 0, 0, 1}}
 ]).
 
 main([Protocol]) when Protocol =:= "letter"; Protocol =:= "inherited" ->

@@ -13,7 +13,7 @@ use crate::args::{Args, Mode};
 use crate::connection::{Connection, PATIENCE, Progress};
 use crate::histogram::Histogram;
 use crate::message::Pattern;
-use crate::report::{Report, ServerCost};
+use crate::report::{Around, Report, ServerCost};
 use crate::server::Server;
 use crate::steady::timeout;
 
@@ -46,8 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
         churn.latency = Histogram::new();
     }
 
-    let client = Server::new(std::process::id())?;
-    let client_cpu = client.cpu()?;
+    let around = Around::begin()?;
     if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.window_begins(server)?;
     }
@@ -59,6 +58,9 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     let elapsed = began.elapsed();
     if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.window_ends(server)?;
+    }
+    let around = around.end()?;
+    if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.after(server)?;
     }
     Ok(Report {
@@ -70,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
         count: churn.latency.total(),
         fewest_per_connection: 1,
         latency: churn.latency,
-        client_cpu: client.cpu()? - client_cpu,
+        around,
         server: cost,
     })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::Result;
 use crate::args::Mode;
 use crate::histogram::Histogram;
-use crate::server::Server;
+use crate::server::{Server, machine_cpu};
 
 /// How long a server may take to close what the client has closed.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -20,8 +20,32 @@ pub(crate) struct Report {
     pub(crate) count: u64,
     pub(crate) fewest_per_connection: u64,
     pub(crate) latency: Histogram,
-    pub(crate) client_cpu: Duration,
+    pub(crate) around: Around,
     pub(crate) server: Option<ServerCost>,
+}
+
+/// CPU time of this process and of the machine, during the window.
+pub(crate) struct Around {
+    client: Server,
+    client_cpu: Duration,
+    machine_cpu: Duration,
+}
+
+impl Around {
+    pub(crate) fn begin() -> Result<Around> {
+        let client = Server::new(std::process::id())?;
+        Ok(Around {
+            client_cpu: client.cpu()?,
+            client,
+            machine_cpu: machine_cpu()?,
+        })
+    }
+
+    pub(crate) fn end(mut self) -> Result<Around> {
+        self.client_cpu = self.client.cpu()?.saturating_sub(self.client_cpu);
+        self.machine_cpu = machine_cpu()?.saturating_sub(self.machine_cpu);
+        Ok(self)
+    }
 }
 
 /// The server before the first connection, around the measured window, and after the last.
@@ -95,9 +119,11 @@ impl Report {
         );
         if let Some(server) = &self.server {
             text += &format!(
-                "\nserver's CPU   {:.2} us each, {:.1} ms in all\n\
+                "\nothers' cores  {:.0} %\n\
+                 server's CPU   {:.2} us each, {:.1} ms in all\n\
                  descriptors    {} before, {} after\n\
                  resident KiB   {} before, {} under load, {} after",
+                self.others_percent().unwrap_or(0.0),
                 self.cpu_micros(server),
                 server.cpu.as_secs_f64() * 1e3,
                 server.descriptors_before,
@@ -128,6 +154,10 @@ impl Report {
         ];
         if let Some(server) = &self.server {
             fields.extend([
+                format!(
+                    "\"others_core_percent\":{:.1}",
+                    self.others_percent().unwrap_or(0.0)
+                ),
                 format!("\"cpu_us\":{:.4}", self.cpu_micros(server)),
                 format!("\"cpu_ms\":{:.3}", server.cpu.as_secs_f64() * 1e3),
                 format!("\"descriptors_before\":{}", server.descriptors_before),
@@ -145,7 +175,18 @@ impl Report {
     }
 
     fn client_percent(&self) -> f64 {
-        100.0 * self.client_cpu.as_secs_f64() / self.elapsed.as_secs_f64()
+        self.core_percent(self.around.client_cpu)
+    }
+
+    /// What neither the server nor this client used: other programs on the machine. More than a few
+    /// percent says that the run was disturbed.
+    fn others_percent(&self) -> Option<f64> {
+        let ours = self.around.client_cpu + self.server.as_ref()?.cpu;
+        Some(self.core_percent(self.around.machine_cpu.saturating_sub(ours)))
+    }
+
+    fn core_percent(&self, cpu: Duration) -> f64 {
+        100.0 * cpu.as_secs_f64() / self.elapsed.as_secs_f64()
     }
 
     fn cpu_micros(&self, server: &ServerCost) -> f64 {

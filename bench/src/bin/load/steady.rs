@@ -10,7 +10,7 @@ use crate::args::Args;
 use crate::connection::{Connection, PATIENCE, Progress};
 use crate::histogram::Histogram;
 use crate::message::Pattern;
-use crate::report::{Report, ServerCost};
+use crate::report::{Around, Report, ServerCost};
 use crate::server::Server;
 
 /// Silent connections say little when they have to prove that they are alive.
@@ -38,8 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     let start = Instant::now();
     busy.run_until(start + args.warmup)?;
     busy.measuring = true;
-    let client = Server::new(std::process::id())?;
-    let client_cpu = client.cpu()?;
+    let around = Around::begin()?;
     if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.window_begins(server)?;
     }
@@ -50,7 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.window_ends(server)?;
     }
-    let client_cpu = client.cpu()? - client_cpu;
+    let around = around.end()?;
 
     busy.drain()?;
     for connection in &mut idle {
@@ -73,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
         count: latency.total(),
         fewest_per_connection: fewest,
         latency,
-        client_cpu,
+        around,
         server: cost,
     })
 }
