@@ -28,6 +28,12 @@ RESULTS = ROOT / "bench" / "results"
 
 Given = ParamSpec("Given")
 
+# A run during which other programs took more of a core than this is repeated, and the quietest is
+# kept: what is compared are servers, not moments. Of all runs so many may be repeated.
+DISTURBED_PERCENT = 15.0
+REPEATS = 2
+REPEATED_SHARE = 0.25
+
 # What one run costs beside its own seconds: processes, connections, draining.
 OVERHEAD_SECONDS = 0.35
 
@@ -123,6 +129,7 @@ def measure_shapes(
 ) -> list[dict[str, Any]]:
     """Every peer under every shape, round after round; a list of single runs."""
     runs = []
+    repeats_left = round(REPEATED_SHARE * plan.rounds * len(shapes) * len(peers))
     window = ("--seconds", str(plan.seconds), "--warmup", str(plan.warmup))
     for number in range(plan.rounds):
         # Peers of one shape run seconds apart; who goes first changes with the round.
@@ -132,13 +139,29 @@ def measure_shapes(
         try:
             for shape in shapes:
                 for peer in order:
-                    found = guarded(servers.load, peer, [*shape.options, *window])
+                    repeats = min(REPEATS, repeats_left)
+                    found = quietest(servers, peer, [*shape.options, *window], repeats)
+                    repeats_left -= found["repeats"]
                     runs.append({"round": number, "shape": shape.name, "peer": peer.name, **found})
                     label = f"round {number + 1}/{plan.rounds}  {shape.name:12} {peer.name:10}"
                     progress.line(run_cost(plan), f"{label} {brief(found)}")
         finally:
             servers.stop()
     return runs
+
+
+def quietest(servers: Servers, peer: Peer, options: Sequence[str], repeats: int) -> dict[str, Any]:
+    """One run, repeated while other programs disturb it; a failure is never repeated."""
+    best = guarded(servers.load, peer, options)
+    done = 0
+    while done < repeats and best.get("others_core_percent", 0.0) > DISTURBED_PERCENT:
+        done += 1
+        found = guarded(servers.load, peer, options)
+        if "error" in found or found["others_core_percent"] < best["others_core_percent"]:
+            best = found
+        if "error" in found:
+            break
+    return best | {"repeats": done}
 
 
 def guarded(
@@ -200,7 +223,9 @@ def measure_leak(plan: Plan, peer: Peer) -> dict[str, Any]:
 def brief(found: dict[str, Any]) -> str:
     if "error" in found:
         return f"FAILED: {found['error']}"
-    return f"{found['per_second']:9,.0f} /s  {found['cpu_us']:6.1f} us CPU each"
+    others = found["others_core_percent"]
+    disturbed = f"  (others: {others:.0f} % of a core)" if others > DISTURBED_PERCENT else ""
+    return f"{found['per_second']:9,.0f} /s  {found['cpu_us']:6.1f} us CPU each{disturbed}"
 
 
 def run_cost(plan: Plan) -> float:

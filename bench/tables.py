@@ -93,6 +93,7 @@ def render(results: Results) -> str:
 
 def _header(results: Results) -> str:
     plan = results["plan"]
+    repeats = sum(run["repeats"] for run in results["runs"])
     lines = [
         f"- {results['date']}, revision {results['revision']}",
         f"- {results['machine']}; {results['kernel']}",
@@ -105,8 +106,8 @@ def _header(results: Results) -> str:
         f"- figures are medians over the rounds; ratios are to {REFERENCE} in the same round and "
         "shape, median (min..max); CPU is that of all threads of the server, a request; "
         "`client` is the share of one core that the load client used: near 100 % it is the limit; "
-        "`others` is what other programs took of a core in the worst round: much of it, and the "
-        "round was disturbed",
+        "`others` is what other programs took of a core in the worst round: much of it, and that "
+        f"round was disturbed ({repeats} runs were repeated for that reason)",
     ]
     return "\n".join(lines) + "\n"
 
