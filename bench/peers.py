@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -94,13 +95,16 @@ class Server:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Ends the process, by force when it does not go."""
+        """Ends the process, by force when it does not go; says so when it ends badly."""
         self._process.terminate()
         try:
-            self._process.wait(STOP_SECONDS)
+            status = self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            status = self._process.wait()
+        # The BEAM answers SIGTERM with an orderly end, the others die of it.
+        if status not in (0, -signal.SIGTERM):
+            print(f"{self.peer.name} ended with status {status}, see {self._log.name}", flush=True)
 
     def _wait_until_listening(self, out: Path) -> int:
         deadline = time.monotonic() + START_SECONDS

@@ -12,12 +12,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import plot
 import tables
@@ -25,8 +25,6 @@ from peers import PEERS, REFERENCE, ROOT, TMP, Peer, Server, binary
 from shapes import PARTS, SHAPES, Shape
 
 RESULTS = ROOT / "bench" / "results"
-
-Given = ParamSpec("Given")
 
 # A run during which other programs took more of a core than this is repeated, and the quietest is
 # kept: what is compared are servers, not moments. Of all runs so many may be repeated.
@@ -105,19 +103,30 @@ class Servers:
 
     Servers stay up for all shapes of a round, as a server in use does, so that what one shape
     leaves behind is part of what the next one meets; and every round begins with new processes, so
-    that the luck of one address layout is averaged over the rounds. One that dies is started again.
+    that the luck of one address layout is averaged over the rounds.
     """
 
-    __slots__ = ("_running",)
+    __slots__ = ("_broken", "_running")
 
     def __init__(self) -> None:
         self._running: dict[str, Server] = {}
+        self._broken: dict[str, str] = {}
 
     def load(self, peer: Peer, options: Sequence[str]) -> dict[str, Any]:
-        server = self._running.get(peer.name)
-        if server is None or not server.alive():
-            server = self._running[peer.name] = start(peer)
-        return load(server, options)
+        """One run. After a failed one the server is ended, so that the next meets a new one; one
+        that does not even start is not tried again in this round."""
+        if peer.name in self._broken:
+            return {"error": self._broken[peer.name]}
+        try:
+            if peer.name not in self._running:
+                self._running[peer.name] = start(peer)
+        except RuntimeError as error:
+            self._broken[peer.name] = str(error)
+            return {"error": str(error)}
+        found = load(self._running[peer.name], options)
+        if "error" in found:
+            self._running.pop(peer.name).stop()
+        return found
 
     def stop(self) -> None:
         while self._running:
@@ -152,26 +161,16 @@ def measure_shapes(
 
 def quietest(servers: Servers, peer: Peer, options: Sequence[str], repeats: int) -> dict[str, Any]:
     """One run, repeated while other programs disturb it; a failure is never repeated."""
-    best = guarded(servers.load, peer, options)
+    best = servers.load(peer, options)
     done = 0
     while done < repeats and best.get("others_core_percent", 0.0) > DISTURBED_PERCENT:
         done += 1
-        found = guarded(servers.load, peer, options)
+        found = servers.load(peer, options)
         if "error" in found or found["others_core_percent"] < best["others_core_percent"]:
             best = found
         if "error" in found:
             break
     return best | {"repeats": done}
-
-
-def guarded(
-    run: Callable[Given, dict[str, Any]], *args: Given.args, **kwargs: Given.kwargs
-) -> dict[str, Any]:
-    """What `run` gives; a server that does not even start is a failed run, too."""
-    try:
-        return run(*args, **kwargs)
-    except RuntimeError as error:
-        return {"error": str(error)}
 
 
 def measure_idle_memory(plan: Plan, peer: Peer) -> dict[str, Any]:
@@ -341,7 +340,10 @@ def main() -> int:
     for part in parts:
         measure, cost = measures[part]
         for peer in peers:
-            found = guarded(measure, plan, peer)
+            try:
+                found = measure(plan, peer)
+            except RuntimeError as error:
+                found = {"error": str(error)}
             memory[part][peer.name] = found
             said = f"FAILED: {found['error']}" if "error" in found else "done"
             progress.line(cost(plan), f"{part} {peer.name} {said}")

@@ -10,6 +10,6 @@ __all__ = ["Echo"]
 class Echo(reactor.Protocol):
     """Sends back what arrives."""
 
-    def data_received(self, data: bytes) -> str:
+    def data_received(self, data: bytes) -> reactor.Action:
         self.write_buffer.extend(data)
         return "write_pending"

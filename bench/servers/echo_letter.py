@@ -10,13 +10,13 @@ __all__ = ["Echo"]
 class Echo(reactor.Protocol):
     """Sends back what arrives."""
 
-    def data_received(self, data: bytes) -> str:
+    def data_received(self, data: bytes) -> reactor.Action:
         if not data:
             return "close"
         self.write_buffer.extend(data)
         return "write_pending"
 
-    def write_ready(self) -> str:
+    def write_ready(self) -> reactor.Action:
         if not self.write_buffer:
             return "read_pending"
         written = self.write(bytes(self.write_buffer))

@@ -13,8 +13,8 @@ use crate::args::{Args, Mode};
 use crate::connection::{Connection, PATIENCE, Progress};
 use crate::histogram::Histogram;
 use crate::message::Pattern;
-use crate::report::{Around, Report, ServerCost};
-use crate::server::Server;
+use crate::process::Process;
+use crate::report::{Report, ServerCost, Window};
 use crate::steady::timeout;
 
 /// How a connection ends, from the client's side.
@@ -38,7 +38,7 @@ const MIXED: [Ending; 4] = [
 ];
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
-    let server = args.pid.map(Server::new).transpose()?;
+    let server = args.pid.map(Process::new).transpose()?;
     let mut cost = server.as_ref().map(ServerCost::before).transpose()?;
     let mut churn = Churn::new(args)?;
     if args.count.is_none() {
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
         churn.latency = Histogram::new();
     }
 
-    let around = Around::begin()?;
+    let window = Window::begin()?;
     if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.window_begins(server)?;
     }
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.window_ends(server)?;
     }
-    let around = around.end()?;
+    let used = window.end()?;
     if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.after(server)?;
     }
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
         count: churn.latency.total(),
         fewest_per_connection: 1,
         latency: churn.latency,
-        around,
+        used,
         server: cost,
     })
 }

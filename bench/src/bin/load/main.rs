@@ -16,8 +16,8 @@ mod churn;
 mod connection;
 mod histogram;
 mod message;
+mod process;
 mod report;
-mod server;
 mod steady;
 
 use std::error::Error;

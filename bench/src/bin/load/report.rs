@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::Result;
 use crate::args::Mode;
 use crate::histogram::Histogram;
-use crate::server::{Server, machine_cpu};
+use crate::process::{Process, machine_cpu};
 
 /// How long a server may take to close what the client has closed.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -20,31 +20,38 @@ pub(crate) struct Report {
     pub(crate) count: u64,
     pub(crate) fewest_per_connection: u64,
     pub(crate) latency: Histogram,
-    pub(crate) around: Around,
+    pub(crate) used: Used,
     pub(crate) server: Option<ServerCost>,
 }
 
-/// CPU time of this process and of the machine, during the window.
-pub(crate) struct Around {
-    client: Server,
+/// CPU time used during the measured window.
+pub(crate) struct Used {
+    client: Duration,
+    machine: Duration,
+}
+
+/// The beginning of the window.
+pub(crate) struct Window {
+    client: Process,
     client_cpu: Duration,
     machine_cpu: Duration,
 }
 
-impl Around {
-    pub(crate) fn begin() -> Result<Around> {
-        let client = Server::new(std::process::id())?;
-        Ok(Around {
+impl Window {
+    pub(crate) fn begin() -> Result<Window> {
+        let client = Process::new(std::process::id())?;
+        Ok(Window {
             client_cpu: client.cpu()?,
             client,
             machine_cpu: machine_cpu()?,
         })
     }
 
-    pub(crate) fn end(mut self) -> Result<Around> {
-        self.client_cpu = self.client.cpu()?.saturating_sub(self.client_cpu);
-        self.machine_cpu = machine_cpu()?.saturating_sub(self.machine_cpu);
-        Ok(self)
+    pub(crate) fn end(self) -> Result<Used> {
+        Ok(Used {
+            client: self.client.cpu()?.saturating_sub(self.client_cpu),
+            machine: machine_cpu()?.saturating_sub(self.machine_cpu),
+        })
     }
 }
 
@@ -60,7 +67,7 @@ pub(crate) struct ServerCost {
 }
 
 impl ServerCost {
-    pub(crate) fn before(server: &Server) -> Result<ServerCost> {
+    pub(crate) fn before(server: &Process) -> Result<ServerCost> {
         let resident_before = server.resident_bytes()?;
         Ok(ServerCost {
             descriptors_before: server.descriptors()?,
@@ -73,18 +80,18 @@ impl ServerCost {
         })
     }
 
-    pub(crate) fn window_begins(&mut self, server: &Server) -> Result<()> {
+    pub(crate) fn window_begins(&mut self, server: &Process) -> Result<()> {
         self.cpu_at_begin = server.cpu()?;
         Ok(())
     }
 
-    pub(crate) fn window_ends(&mut self, server: &Server) -> Result<()> {
+    pub(crate) fn window_ends(&mut self, server: &Process) -> Result<()> {
         self.cpu = server.cpu()?.saturating_sub(self.cpu_at_begin);
         self.resident_open = server.resident_bytes()?;
         Ok(())
     }
 
-    pub(crate) fn after(&mut self, server: &Server) -> Result<()> {
+    pub(crate) fn after(&mut self, server: &Process) -> Result<()> {
         let before = self.descriptors_before;
         self.descriptors_after = server.wait_for_descriptors(SETTLE, |found| found <= before)?;
         self.resident_after = server.resident_bytes()?;
@@ -175,14 +182,14 @@ impl Report {
     }
 
     fn client_percent(&self) -> f64 {
-        self.core_percent(self.around.client_cpu)
+        self.core_percent(self.used.client)
     }
 
     /// What neither the server nor this client used: other programs on the machine. More than a few
     /// percent says that the run was disturbed.
     fn others_percent(&self) -> Option<f64> {
-        let ours = self.around.client_cpu + self.server.as_ref()?.cpu;
-        Some(self.core_percent(self.around.machine_cpu.saturating_sub(ours)))
+        let ours = self.used.client + self.server.as_ref()?.cpu;
+        Some(self.core_percent(self.used.machine.saturating_sub(ours)))
     }
 
     fn core_percent(&self, cpu: Duration) -> f64 {

@@ -10,14 +10,14 @@ use crate::args::Args;
 use crate::connection::{Connection, PATIENCE, Progress};
 use crate::histogram::Histogram;
 use crate::message::Pattern;
-use crate::report::{Around, Report, ServerCost};
-use crate::server::Server;
+use crate::process::Process;
+use crate::report::{Report, ServerCost, Window};
 
 /// Silent connections say little when they have to prove that they are alive.
 const IDLE_MESSAGE_BYTES: usize = 64;
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
-    let server = args.pid.map(Server::new).transpose()?;
+    let server = args.pid.map(Process::new).transpose()?;
     let mut cost = server.as_ref().map(ServerCost::before).transpose()?;
 
     let mut idle = Connection::open_many(args.address, args.connections as u32, args.idle)?;
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     let start = Instant::now();
     busy.run_until(start + args.warmup)?;
     busy.measuring = true;
-    let around = Around::begin()?;
+    let window = Window::begin()?;
     if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.window_begins(server)?;
     }
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     if let (Some(server), Some(cost)) = (&server, &mut cost) {
         cost.window_ends(server)?;
     }
-    let around = around.end()?;
+    let used = window.end()?;
 
     busy.drain()?;
     for connection in &mut idle {
@@ -72,13 +72,13 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
         count: latency.total(),
         fewest_per_connection: fewest,
         latency,
-        around,
+        used,
         server: cost,
     })
 }
 
 /// A connection that waits in the backlog would not be measured at all.
-fn expect_accepted(server: &Server, descriptors: usize) -> Result<()> {
+fn expect_accepted(server: &Process, descriptors: usize) -> Result<()> {
     let found = server.wait_for_descriptors(PATIENCE, |found| found >= descriptors)?;
     if found < descriptors {
         return Err(format!("server holds {found} descriptors, expected {descriptors}").into());

@@ -1,4 +1,4 @@
-//! What the server costs, read from `/proc/PID`.
+//! What a process costs, read from `/proc/PID`: the server, and this client for comparison.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 
-pub(crate) struct Server {
+pub(crate) struct Process {
     folder: PathBuf,
 }
 
-impl Server {
-    pub(crate) fn new(pid: u32) -> Result<Server> {
+impl Process {
+    pub(crate) fn new(pid: u32) -> Result<Process> {
         let folder = PathBuf::from(format!("/proc/{pid}"));
         if !folder.join("task").is_dir() {
             return Err(format!("no process {pid}").into());
         }
-        Ok(Server { folder })
+        Ok(Process { folder })
     }
 
     /// CPU time of all living threads. Nanoseconds from schedstat: `stat` counts in ticks of 10 ms.
