@@ -200,9 +200,8 @@ def measure_leak(plan: Plan, peer: Peer) -> dict[str, Any]:
     """Connections opened and closed in four ways: descriptors and memory afterwards."""
     options = ["--mixed-close", "--connections", "50", "--count"]
     with Server(peer) as server:
-        batches = [load(server, [*options, str(plan.leak_warmup)])]
-        for _ in range(plan.leak_batches):
-            batches.append(load(server, [*options, str(plan.leak_count)]))
+        counts = [plan.leak_warmup] + [plan.leak_count] * plan.leak_batches
+        batches = [load(server, [*options, str(count)]) for count in counts]
     for found in batches:
         if "error" in found:
             return found
