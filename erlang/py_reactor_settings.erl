@@ -2,7 +2,7 @@
 -module(py_reactor_settings).
 
 %% API
--export([check/0]).
+-export([check/0, check_values/1]).
 
 -export_type([settings/0]).
 
@@ -24,10 +24,12 @@ table() ->
         {python, undefined, fun is_program/1, "a path as string or binary"},
         %% More folders for sys.path, after the one of the package `erlang'.
         {python_path, [], fun is_path_list/1, "a list of folders"},
-        %% Contexts of the default pool: each is a thread that serves connections.
-        {contexts, erlang:system_info(schedulers_online), fun is_positive/1, "an integer above 0"},
+        %% Contexts of the default pool: each is a thread that serves connections. They share
+        %% one GIL, so more of them serve no faster; they keep a callback that takes long from
+        %% holding up all connections.
+        {contexts, 1, fun is_positive/1, "an integer above 0"},
         %% Connections of one context; beyond it a handoff answers {error, overload}.
-        {max_connections, 100000, fun is_positive/1, "an integer above 0"},
+        {max_connections, 16384, fun is_positive/1, "an integer above 0"},
         %% Milliseconds that a connection is silent before the BEAM watches it; 0 for at once.
         {linger_ms, 20, fun is_count/1, "an integer of 0 or more, in milliseconds"},
         %% Threads for py:exec, py:eval and py:call: so many may run at the same time.
@@ -39,18 +41,28 @@ table() ->
 %% @doc Reads all settings of the application, with defaults for those that are not set.
 -spec check() -> {ok, settings()} | {error, {bad_setting, Key :: atom(), Explanation :: string()}}.
 check() ->
-    Table = table(),
     Set = maps:from_list(application:get_all_env(py_reactor)),
-    Defaults = maps:from_list([{Key, Default} || {Key, Default, _, _} <- Table]),
+    case check_values(Set) of
+        ok -> {ok, maps:merge(defaults(), Set)};
+        {error, _} = Error -> Error
+    end.
+
+%% @doc Checks some settings.
+-spec check_values(#{atom() => term()}) ->
+    ok | {error, {bad_setting, Key :: atom(), Explanation :: string()}}.
+check_values(Set) ->
     Bad = [
         {Key, "must be " ++ Wanted}
-     || {Key, _, Check, Wanted} <- Table, is_map_key(Key, Set), not Check(map_get(Key, Set))
+     || {Key, _, Check, Wanted} <- table(), is_map_key(Key, Set), not Check(map_get(Key, Set))
     ],
-    Unknown = [{Key, "is not a setting"} || Key <- maps:keys(maps:without(maps:keys(Defaults), Set))],
+    Unknown = [{Key, "is not a setting"} || Key <- maps:keys(maps:without(maps:keys(defaults()), Set))],
     case Bad ++ lists:sort(Unknown) of
-        [] -> {ok, maps:merge(Defaults, Set)};
+        [] -> ok;
         [{Key, Explanation} | _] -> {error, {bad_setting, Key, Explanation}}
     end.
+
+defaults() ->
+    maps:from_list([{Key, Default} || {Key, Default, _, _} <- table()]).
 
 is_program(undefined) -> true;
 is_program(Path) -> is_path(Path).

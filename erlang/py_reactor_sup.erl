@@ -1,4 +1,5 @@
-%%% The top of the supervision tree. Whatever comes later needs what comes first.
+%%% The top of the supervision tree. No child depends on another's process: Python never ends once it
+%%% runs, and the table of contexts belongs to this supervisor.
 -module(py_reactor_sup).
 
 -behaviour(supervisor).
@@ -16,8 +17,17 @@ start_link(Settings) ->
 %% @private
 -spec init(py_reactor_settings:settings()) ->
     {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
-init(Settings) ->
-    {ok, {#{strategy => rest_for_one}, [
-        #{id => py_reactor_log, start => {py_reactor_log, start_link, []}},
-        #{id => py_reactor_python, start => {py_reactor_python, start_link, [Settings]}}
+init(#{contexts := Size} = Settings) ->
+    ok = py_reactor_pool:make_table(),
+    Child = fun(Module, Argument) ->
+        #{id => Module, start => {Module, start_link, Argument}}
+    end,
+    Supervisor = fun(Module, Argument) ->
+        (Child(Module, Argument))#{type => supervisor, shutdown => infinity}
+    end,
+    {ok, {#{strategy => one_for_one}, [
+        Child(py_reactor_log, []),
+        Child(py_reactor_python, [Settings]),
+        Child(py_reactor_pool, [Size]),
+        Supervisor(py_reactor_context_sup, [Size])
     ]}}.

@@ -3,6 +3,7 @@
 
 mod beam;
 mod calls;
+mod context;
 mod log;
 mod nifs;
 mod python;
@@ -13,8 +14,8 @@ use rustler::{Env, Term};
 rustler::init!("py_nif", load = load);
 
 /// Runs once, when the BEAM loads the library.
-fn load(_env: Env, _info: Term) -> bool {
-    match python::library::pin() {
+fn load(env: Env, _info: Term) -> bool {
+    match python::library::pin().and_then(|()| beam::select::register(env)) {
         Ok(()) => true,
         Err(error) => {
             eprintln!("py_nif: {error}");

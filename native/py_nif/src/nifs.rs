@@ -3,13 +3,17 @@
 // ---------------------------------------------------------------------------------------------
 // Python: interpreter, calls, log
 
+use std::time::Duration;
+
 use rustler::types::atom::{error, ok};
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
 use reactor_python::value::{ConversionError, Value};
 
+use crate::beam::select::report_ready;
 use crate::beam::term::decode;
 use crate::calls::{self, Call, Failure, Refused, Work};
+use crate::context::{Context, adopt_error};
 use crate::log;
 use crate::python::interpreter::{self, Settings};
 use crate::ticket::{Ticket, TicketState};
@@ -159,4 +163,101 @@ fn decode_map(term: Term<'_>) -> NifResult<Result<Vec<(Value, Value)>, Conversio
         Ok(_) => Err(Error::BadArg),
         Err(error) => Ok(Err(error)),
     }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Reactor: contexts and connections
+
+mod reactor_atoms {
+    rustler::atoms! { no_context, bad_info, ready_input, ready_output, busy_ms }
+}
+
+/// context_start(MaxConnections, LingerMs | -1) -> {ok, Context} | {error, Text}
+#[rustler::nif(schedule = "DirtyIo")]
+fn context_start(env: Env<'_>, max_connections: usize, linger_ms: i64) -> Term<'_> {
+    let settings = reactor::Settings {
+        max_connections,
+        linger: u64::try_from(linger_ms).ok().map(Duration::from_millis),
+    };
+    match Context::start(env, settings) {
+        Ok(context) => (ok(), context).encode(env),
+        Err(text) => (error(), text).encode(env),
+    }
+}
+
+/// context_stop(Context) -> ok: the process gets {py_worker, stopped} when all is closed
+#[rustler::nif]
+fn context_stop(context: ResourceArc<Context>) -> rustler::Atom {
+    context.stop();
+    ok()
+}
+
+/// context_interrupt(Context) -> ok
+#[rustler::nif]
+fn context_interrupt(context: ResourceArc<Context>) -> rustler::Atom {
+    context.interrupt();
+    ok()
+}
+
+/// context_running(Context) -> whether its worker has not ended yet
+#[rustler::nif]
+fn context_running(context: ResourceArc<Context>) -> bool {
+    context.is_running()
+}
+
+/// context_busy_ms(Context) -> how long the present turn has been going on
+#[rustler::nif]
+fn context_busy_ms(context: ResourceArc<Context>) -> u64 {
+    context.mailbox().busy_ms()
+}
+
+/// context_stats(Context) -> map of counters
+#[rustler::nif]
+fn context_stats(env: Env<'_>, context: ResourceArc<Context>) -> NifResult<Term<'_>> {
+    let mailbox = context.mailbox();
+    let counters = mailbox.counters().snapshot();
+    let stats = Term::map_new(env).map_put(reactor_atoms::busy_ms(), mailbox.busy_ms())?;
+    counters
+        .into_iter()
+        .try_fold(stats, |stats, (name, value)| {
+            stats.map_put(rustler::Atom::from_str(env, name)?, value)
+        })
+}
+
+/// handoff(Context, Fd, Info, Nodelay) -> {ok, Ticket} | {error, Reason}
+#[rustler::nif]
+fn handoff<'a>(
+    env: Env<'a>,
+    context: ResourceArc<Context>,
+    fd: i64,
+    info: Term<'a>,
+    nodelay: bool,
+) -> Term<'a> {
+    let info = match decode(info) {
+        Ok(info) => info,
+        Err(bad) => {
+            return (error(), (reactor_atoms::bad_info(), bad.to_string())).encode(env);
+        }
+    };
+    let ticket = Ticket::new(env, env.pid(), reactor_atoms::no_context());
+    let term = ticket.term(env);
+    // What does not fit is no descriptor either.
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    match context.handoff(fd, info, nodelay, ticket) {
+        Ok(()) => (ok(), term).encode(env),
+        Err(refused) => adopt_error(env, refused),
+    }
+}
+
+/// ready(Connection, ready_input | ready_output) -> true | false if that is no connection
+#[rustler::nif]
+fn ready(connection: Term<'_>, readiness: rustler::Atom) -> NifResult<bool> {
+    let interest = if readiness == reactor_atoms::ready_input() {
+        reactor::Interest::Read
+    } else if readiness == reactor_atoms::ready_output() {
+        reactor::Interest::Write
+    } else {
+        return Err(Error::BadArg);
+    };
+    Ok(report_ready(connection, interest))
 }

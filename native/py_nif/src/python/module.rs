@@ -28,6 +28,7 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(whereis, &module)?)?;
     module.add_function(wrap_pyfunction!(atom_exists, &module)?)?;
     module.add_function(wrap_pyfunction!(log, &module)?)?;
+    reactor_python::functions::add_to(&module)?;
     modules.set_item("_erlang", module)
 }
 

@@ -1,0 +1,258 @@
+//! One connection as the engine sees it, and the slots that hold all of them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::descriptor::Descriptor;
+use crate::inbox::{Key, Place};
+use crate::poller::Readiness;
+use crate::reason::Reason;
+use crate::state::State;
+
+/// Who tells us when the descriptor is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watch {
+    /// Nobody yet: it was just adopted or just came back.
+    Nobody,
+    /// The worker's own poller; `write` if for room to write as well.
+    Poller { write: bool },
+    /// The demultiplexer.
+    Parked,
+}
+
+pub(crate) struct Connection<C, S> {
+    pub(crate) descriptor: Arc<Descriptor>,
+    pub(crate) user: C,
+    pub(crate) state: State,
+    /// Why it will have ended, should it end now.
+    pub(crate) reason: Reason,
+    /// The kernel may have something to read.
+    pub(crate) readable: bool,
+    /// The peer hung up: read on until the kernel says so, however short the reads.
+    pub(crate) hung_up: bool,
+    /// The peer is gone for both directions.
+    pub(crate) dead: bool,
+    /// The end of the stream was read.
+    pub(crate) eof: bool,
+    /// It stands in the queue of those with something to do.
+    pub(crate) queued: bool,
+    pub(crate) watch: Watch,
+    pub(crate) seat: Option<S>,
+    /// The demultiplexer refused it once; it stays with the worker.
+    pub(crate) unparkable: bool,
+    pub(crate) spoke_at: Instant,
+    /// Its neighbours in the order of silence, if it may be parked.
+    pub(crate) silence: Option<Neighbours>,
+    _place: Place,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Neighbours {
+    older: Option<u32>,
+    younger: Option<u32>,
+}
+
+impl<C, S> Connection<C, S> {
+    pub(crate) const fn new(
+        descriptor: Arc<Descriptor>,
+        user: C,
+        place: Place,
+        now: Instant,
+    ) -> Self {
+        Self {
+            descriptor,
+            user,
+            state: State::Reading,
+            reason: Reason::Closed,
+            readable: false,
+            hung_up: false,
+            dead: false,
+            eof: false,
+            queued: false,
+            watch: Watch::Nobody,
+            seat: None,
+            unparkable: false,
+            spoke_at: now,
+            silence: None,
+            _place: place,
+        }
+    }
+
+    /// Takes note of what the kernel says.
+    pub(crate) fn note(&mut self, readiness: Readiness) {
+        self.readable |= readiness.readable;
+        self.hung_up |= readiness.hung_up;
+        // What is reported of a datagram socket is the fate of one datagram.
+        self.dead |= readiness.dead && !self.descriptor.kind().is_datagram();
+        if readiness.writable {
+            self.descriptor.unblock();
+        }
+    }
+
+    /// Whether there is something to do without waiting for the kernel.
+    pub(crate) fn is_busy(&self) -> bool {
+        match self.state {
+            State::Reading => self.readable && !self.eof,
+            State::Writing | State::Closing => !self.descriptor.is_blocked(),
+            State::Paused | State::Closed => false,
+        }
+    }
+
+    /// Whether it waits for room to write.
+    pub(crate) fn awaits_room(&self) -> bool {
+        matches!(self.state, State::Writing | State::Closing) && self.descriptor.is_blocked()
+    }
+
+    /// Whether the demultiplexer could watch it: it waits for something that a
+    /// level-triggered report will not announce before it is there.
+    pub(crate) fn may_park(&self) -> bool {
+        let waits = match self.state {
+            State::Reading => !self.eof,
+            State::Writing | State::Closing => true,
+            State::Paused | State::Closed => false,
+        };
+        waits && !self.unparkable && !self.queued
+    }
+}
+
+struct Slot<T> {
+    generation: u32,
+    content: Option<T>,
+}
+
+/// All connections of one engine, and the order in which they fell silent.
+pub(crate) struct Slots<C, S> {
+    slots: Vec<Slot<Connection<C, S>>>,
+    free: Vec<u32>,
+    oldest: Option<u32>,
+    youngest: Option<u32>,
+}
+
+impl<C, S> Slots<C, S> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            oldest: None,
+            youngest: None,
+        }
+    }
+
+    /// The key that the next [`fill`](Self::fill) will use.
+    pub(crate) fn next_key(&mut self) -> Key {
+        let slot = match self.free.last() {
+            Some(slot) => *slot,
+            None => {
+                let slot = u32::try_from(self.slots.len()).expect("fewer connections than 2^32");
+                self.slots.push(Slot {
+                    generation: 0,
+                    content: None,
+                });
+                self.free.push(slot);
+                slot
+            }
+        };
+        Key {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        }
+    }
+
+    pub(crate) fn fill(&mut self, key: Key, connection: Connection<C, S>) {
+        self.free.pop_if(|slot| *slot == key.slot);
+        self.slots[key.slot as usize].content = Some(connection);
+    }
+
+    /// Makes `key` stale without ever having filled its slot.
+    pub(crate) fn skip(&mut self, key: Key) {
+        let generation = &mut self.slots[key.slot as usize].generation;
+        *generation = generation.wrapping_add(1);
+    }
+
+    pub(crate) fn key_of(&self, slot: u32) -> Key {
+        Key {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        }
+    }
+
+    /// The connection of `key`, if it is still the same one.
+    pub(crate) fn find(&mut self, key: Key) -> Option<&mut Connection<C, S>> {
+        let slot = self.slots.get_mut(key.slot as usize)?;
+        if slot.generation != key.generation {
+            return None;
+        }
+        slot.content.as_mut()
+    }
+
+    pub(crate) fn get(&mut self, slot: u32) -> Option<&mut Connection<C, S>> {
+        self.slots.get_mut(slot as usize)?.content.as_mut()
+    }
+
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<Connection<C, S>> {
+        self.forget_silence(slot);
+        let place = self.slots.get_mut(slot as usize)?;
+        let content = place.content.take()?;
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(slot);
+        Some(content)
+    }
+
+    /// The numbers of all slots, used or not.
+    pub(crate) fn numbers(&self) -> std::ops::Range<u32> {
+        0..u32::try_from(self.slots.len()).expect("fewer connections than 2^32")
+    }
+
+    /// The connection that has been silent for the longest.
+    pub(crate) const fn most_silent(&self) -> Option<u32> {
+        self.oldest
+    }
+
+    /// Puts a connection behind all others in the order of silence.
+    pub(crate) fn fell_silent(&mut self, slot: u32, now: Instant) {
+        if self.youngest == Some(slot) {
+            if let Some(connection) = self.get(slot) {
+                connection.spoke_at = now;
+            }
+            return;
+        }
+        self.forget_silence(slot);
+        let older = self.youngest;
+        if let Some(connection) = self.get(slot) {
+            connection.spoke_at = now;
+            connection.silence = Some(Neighbours {
+                older,
+                younger: None,
+            });
+        }
+        match older {
+            Some(older) => self.neighbours(older).younger = Some(slot),
+            None => self.oldest = Some(slot),
+        }
+        self.youngest = Some(slot);
+    }
+
+    /// Takes a connection out of the order of silence.
+    pub(crate) fn forget_silence(&mut self, slot: u32) {
+        let Some(Neighbours { older, younger }) = self
+            .get(slot)
+            .and_then(|connection| connection.silence.take())
+        else {
+            return;
+        };
+        match older {
+            Some(older) => self.neighbours(older).younger = younger,
+            None => self.oldest = younger,
+        }
+        match younger {
+            Some(younger) => self.neighbours(younger).older = older,
+            None => self.youngest = older,
+        }
+    }
+
+    fn neighbours(&mut self, slot: u32) -> &mut Neighbours {
+        self.get(slot)
+            .and_then(|connection| connection.silence.as_mut())
+            .expect("a neighbour stands in the list itself")
+    }
+}

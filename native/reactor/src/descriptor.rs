@@ -1,0 +1,594 @@
+//! One descriptor that the reactor owns: what it is, how it is read and written,
+//! and the proof that what is closed in the end is what was adopted.
+//!
+//! A descriptor number is a weak name. Code that we serve can close it behind our
+//! back, and the kernel then gives the number to the next socket. Two rules keep
+//! such an accident from touching anybody else:
+//!
+//! - A new descriptor with the number of a living one proves that the old one is
+//!   gone: the registry below tells its engine, and it is never read, written or
+//!   closed again.
+//! - Before `close(2)` the descriptor's device and inode are compared with those
+//!   seen when it was adopted.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{self, MsgFlags, SockType, SockaddrStorage, sockopt};
+use nix::sys::stat::{FileStat, SFlag, fstat};
+use parking_lot::Mutex;
+
+use crate::address::Address;
+use crate::inbox::Owner;
+
+/// What a served descriptor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A TCP connection (or another stream over IP).
+    Tcp,
+    /// A UDP socket.
+    Udp,
+    /// A Unix stream socket.
+    UnixStream,
+    /// A Unix datagram socket.
+    UnixDatagram,
+    /// A pipe or a FIFO, either end.
+    Pipe,
+    /// A terminal.
+    Tty,
+}
+
+impl Kind {
+    /// The name that users see as `type` in `client_info`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::UnixStream => "unix",
+            Self::UnixDatagram => "unix_dgram",
+            Self::Pipe => "pipe",
+            Self::Tty => "tty",
+        }
+    }
+
+    /// Whether messages keep their bounds.
+    #[must_use]
+    pub const fn is_datagram(self) -> bool {
+        matches!(self, Self::Udp | Self::UnixDatagram)
+    }
+
+    const fn is_socket(self) -> bool {
+        !matches!(self, Self::Pipe | Self::Tty)
+    }
+
+    /// Whether a read that does not fill its buffer proves that nothing is left.
+    /// epoll(7) promises it for streams; a terminal hands out line by line.
+    const fn drains_in_one_read(self) -> bool {
+        matches!(self, Self::Tcp | Self::UnixStream | Self::Pipe)
+    }
+}
+
+/// Why a descriptor was not adopted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdoptError {
+    /// The number names no open descriptor.
+    BadDescriptor,
+    /// It cannot be polled, or has no stream or datagrams to serve: its kind.
+    Unsupported(&'static str),
+    /// A system call failed.
+    System(Errno),
+}
+
+impl fmt::Display for AdoptError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadDescriptor => out.write_str("not an open descriptor"),
+            Self::Unsupported(kind) => write!(out, "cannot serve a descriptor of kind {kind}"),
+            Self::System(errno) => write!(out, "{errno}"),
+        }
+    }
+}
+
+impl std::error::Error for AdoptError {}
+
+impl From<Errno> for AdoptError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::EBADF => Self::BadDescriptor,
+            other => Self::System(other),
+        }
+    }
+}
+
+/// What one read brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// This many bytes; `drained` if the kernel surely has no more.
+    Data {
+        /// Bytes at the start of the buffer.
+        length: usize,
+        /// Whether the next read would block, as far as that can be known.
+        drained: bool,
+    },
+    /// One datagram, which may be empty.
+    Datagram {
+        /// Bytes at the start of the buffer.
+        length: usize,
+    },
+    /// The peer ended its stream.
+    Eof,
+    /// Nothing is there yet.
+    WouldBlock,
+}
+
+/// A descriptor owned by the reactor.
+pub struct Descriptor {
+    /// `None` only while it is dropped.
+    fd: Option<OwnedFd>,
+    kind: Kind,
+    /// False for the writing end of a pipe.
+    reads: bool,
+    identity: Identity,
+    /// The kernel refused a write; set until it says that it takes more.
+    blocked: AtomicBool,
+    /// Somebody else closed the number: it is not ours any more.
+    gone: AtomicBool,
+    /// The errno of the first failure for good, or 0.
+    fault: AtomicI32,
+    /// Who sent the last datagram, and so receives the answer.
+    sender: Mutex<Option<SockaddrStorage>>,
+    owner: OnceLock<Owner>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    // The width of these fields differs between systems.
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss)]
+    fn of(stat: &FileStat) -> Self {
+        Self {
+            device: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+        }
+    }
+
+    fn is_of(self, fd: &OwnedFd) -> bool {
+        fstat(fd).is_ok_and(|stat| Self::of(&stat) == self)
+    }
+}
+
+/// Descriptor numbers belong to the process, and so does this list of those in use.
+static LIVE: LazyLock<Mutex<HashMap<RawFd, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
+
+impl Descriptor {
+    /// Duplicates `fd`, close-on-exec and non-blocking, into a descriptor of our own.
+    ///
+    /// # Errors
+    /// `fd` is not open, is of a kind that cannot be served, or the process has no
+    /// descriptor left.
+    pub fn adopt(fd: BorrowedFd<'_>) -> Result<Arc<Self>, AdoptError> {
+        let stat = fstat(fd)?;
+        let kind = kind_of(fd, &stat)?;
+        let own = fd.try_clone_to_owned().map_err(|error| {
+            AdoptError::from(Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+        })?;
+        let flags = OFlag::from_bits_retain(fcntl(&own, FcntlArg::F_GETFL)?);
+        if !flags.contains(OFlag::O_NONBLOCK) {
+            fcntl(&own, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        }
+        let reads = flags & OFlag::O_ACCMODE != OFlag::O_WRONLY;
+        Ok(Self::register(own, kind, reads, Identity::of(&stat)))
+    }
+
+    fn register(fd: OwnedFd, kind: Kind, reads: bool, identity: Identity) -> Arc<Self> {
+        let number = fd.as_raw_fd();
+        let descriptor = Arc::new(Self {
+            fd: Some(fd),
+            kind,
+            reads,
+            identity,
+            blocked: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            fault: AtomicI32::new(0),
+            sender: Mutex::new(None),
+            owner: OnceLock::new(),
+        });
+        let previous = LIVE.lock().insert(number, Arc::downgrade(&descriptor));
+        if let Some(previous) = previous.and_then(|weak| weak.upgrade()) {
+            previous.disown();
+        }
+        descriptor
+    }
+
+    /// Somebody else closed this number: forget it and tell the engine.
+    fn disown(&self) {
+        self.gone.store(true, Ordering::Release);
+        if let Some(owner) = self.owner.get() {
+            owner.descriptor_gone();
+        }
+    }
+
+    /// Records which connection this is, so that other threads can reach it.
+    pub(crate) fn owned_by(&self, owner: Owner) {
+        // Set once, when the engine takes the descriptor; a second owner cannot be.
+        let _ = self.owner.set(owner);
+    }
+
+    /// The connection that this descriptor belongs to, once an engine has taken it.
+    #[must_use]
+    pub fn owner(&self) -> Option<&Owner> {
+        self.owner.get()
+    }
+
+    /// What it is.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its number, for logs, for Python and for registration with a poller.
+    #[must_use]
+    pub fn number(&self) -> RawFd {
+        self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// Sends small messages at once instead of collecting them (TCP only).
+    ///
+    /// # Errors
+    /// The socket refuses the option.
+    pub fn set_nodelay(&self) -> nix::Result<()> {
+        match &self.fd {
+            Some(fd) if self.kind == Kind::Tcp => {
+                match socket::setsockopt(fd, sockopt::TcpNoDelay, &true) {
+                    // Not TCP after all (a stream over IP can be SCTP), or reset already.
+                    Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(()),
+                    other => other,
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The address of the peer: of the last datagram's sender, or of the other end.
+    #[must_use]
+    pub fn peer(&self) -> Option<Address> {
+        if !self.kind.is_socket() {
+            return None;
+        }
+        if let Some(sender) = &*self.sender.lock() {
+            return Address::from_storage(sender);
+        }
+        let storage = socket::getpeername::<SockaddrStorage>(self.number()).ok()?;
+        Address::from_storage(&storage)
+    }
+
+    /// The failure that ended this descriptor, if there was one.
+    #[must_use]
+    pub fn fault(&self) -> Option<Errno> {
+        match self.fault.load(Ordering::Acquire) {
+            0 => None,
+            errno => Some(Errno::from_raw(errno)),
+        }
+    }
+
+    /// Whether somebody else closed the number.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Whether the kernel refused the last write.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn unblock(&self) {
+        self.blocked.store(false, Ordering::Release);
+    }
+
+    /// Reads once into `buffer`.
+    ///
+    /// # Errors
+    /// The descriptor is dead; the same errno is kept as its [`fault`](Self::fault).
+    pub fn receive(&self, buffer: &mut [u8]) -> nix::Result<Received> {
+        self.check()?;
+        let result = if !self.reads {
+            // All that a writing end has to report is that nobody reads any more.
+            Err(Errno::EPIPE)
+        } else if self.kind.is_datagram() {
+            self.receive_datagram(buffer)
+        } else {
+            self.receive_bytes(buffer)
+        };
+        match result {
+            Err(Errno::EAGAIN) => Ok(Received::WouldBlock),
+            // The far end of a pseudo-terminal was closed: its way to say end of file.
+            Err(Errno::EIO) if self.kind == Kind::Tty => Ok(Received::Eof),
+            Err(errno) => Err(self.fail(errno)),
+            ok => ok,
+        }
+    }
+
+    fn receive_bytes(&self, buffer: &mut [u8]) -> nix::Result<Received> {
+        let length = retry(|| match (&self.fd, self.kind.is_socket()) {
+            (_, true) => socket::recv(self.number(), buffer, MsgFlags::MSG_DONTWAIT),
+            (Some(fd), false) => nix::unistd::read(fd, buffer),
+            (None, false) => Err(Errno::EBADF),
+        })?;
+        Ok(match length {
+            0 => Received::Eof,
+            length => Received::Data {
+                length,
+                drained: length < buffer.len() && self.kind.drains_in_one_read(),
+            },
+        })
+    }
+
+    /// A datagram socket outlives the errors of single datagrams: an ICMP answer to
+    /// an earlier send shows up once, here, and the next call goes on.
+    fn receive_datagram(&self, buffer: &mut [u8]) -> nix::Result<Received> {
+        let (length, sender) =
+            retry(
+                || match socket::recvfrom::<SockaddrStorage>(self.number(), buffer) {
+                    Err(errno) if is_passing(errno) => Err(Errno::EINTR),
+                    other => other,
+                },
+            )?;
+        *self.sender.lock() = sender.filter(|storage| Address::from_storage(storage).is_some());
+        Ok(Received::Datagram { length })
+    }
+
+    /// Hands `bytes` to the kernel and returns how many it took: 0 when it takes none
+    /// now. A datagram goes to the sender of the last one and is taken whole.
+    ///
+    /// # Errors
+    /// The descriptor is dead; the same errno is kept as its [`fault`](Self::fault).
+    /// A datagram that cannot be sent is an error that does not end the descriptor.
+    pub fn send(&self, bytes: &[u8]) -> nix::Result<usize> {
+        self.check()?;
+        if bytes.is_empty() && !self.kind.is_datagram() {
+            return Ok(0);
+        }
+        let result = if self.kind.is_datagram() {
+            self.send_datagram(bytes)
+        } else {
+            retry(|| match (&self.fd, self.kind.is_socket()) {
+                (_, true) => socket::send(self.number(), bytes, SEND_FLAGS),
+                (Some(fd), false) => nix::unistd::write(fd, bytes),
+                (None, false) => Err(Errno::EBADF),
+            })
+        };
+        match result {
+            Ok(length) => {
+                if length < bytes.len() {
+                    self.blocked.store(true, Ordering::Release);
+                }
+                if let Some(owner) = self.owner.get() {
+                    owner.counters().bytes_out.add(length as u64);
+                }
+                Ok(length)
+            }
+            Err(Errno::EAGAIN) => {
+                self.blocked.store(true, Ordering::Release);
+                Ok(0)
+            }
+            Err(errno) if self.kind.is_datagram() && errno != Errno::EBADF => Err(errno),
+            Err(errno) => Err(self.fail(errno)),
+        }
+    }
+
+    fn send_datagram(&self, bytes: &[u8]) -> nix::Result<usize> {
+        let sender = *self.sender.lock();
+        let mut tries = 0;
+        retry(|| {
+            let result = match &sender {
+                Some(to) => socket::sendto(self.number(), bytes, to, SEND_FLAGS),
+                None => socket::send(self.number(), bytes, SEND_FLAGS),
+            };
+            match result {
+                // The error of an earlier datagram; this one was not tried yet.
+                Err(Errno::ECONNREFUSED) if tries == 0 => {
+                    tries += 1;
+                    Err(Errno::EINTR)
+                }
+                other => other,
+            }
+        })
+    }
+
+    /// Whether the peer of a silent socket is gone: nothing to read and never again.
+    pub(crate) fn peer_is_gone(&self) -> bool {
+        if !self.kind.is_socket() {
+            return false;
+        }
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        match retry(|| socket::recv(self.number(), &mut [0], flags)) {
+            Ok(0) => !self.kind.is_datagram(),
+            Ok(_) | Err(Errno::EAGAIN) => false,
+            Err(errno) => !(self.kind.is_datagram() && is_passing(errno)),
+        }
+    }
+
+    /// Before the close of a connection with unread data: the kernel would answer that
+    /// data with a reset, which can overtake what we sent last (RFC 1122, 4.2.2.13). So
+    /// the stream is ended first and what has arrived is thrown away, within bounds.
+    pub(crate) fn finish(&self, buffer: &mut [u8]) {
+        if self.kind != Kind::Tcp
+            || socket::shutdown(self.number(), socket::Shutdown::Write).is_err()
+        {
+            return;
+        }
+        for _ in 0..MAX_DISCARDS {
+            match self.receive(buffer) {
+                Ok(Received::Data { drained: false, .. }) => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn is_still_ours(&self) -> bool {
+        self.fd.as_ref().is_some_and(|fd| self.identity.is_of(fd))
+    }
+
+    fn check(&self) -> nix::Result<()> {
+        if self.is_gone() {
+            return Err(Errno::EBADF);
+        }
+        match self.fault() {
+            Some(errno) => Err(errno),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps the first failure: it is the cause, later ones are its echo.
+    fn fail(&self, errno: Errno) -> Errno {
+        if matches!(errno, Errno::EBADF | Errno::ENOTSOCK) && !self.is_still_ours() {
+            self.gone.store(true, Ordering::Release);
+        }
+        let _ = self
+            .fault
+            .compare_exchange(0, errno as i32, Ordering::AcqRel, Ordering::Acquire);
+        errno
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd
+            .as_ref()
+            .expect("only drop takes the descriptor out")
+            .as_fd()
+    }
+}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Descriptor")
+            .field("number", &self.number())
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        let Some(fd) = self.fd.take() else { return };
+        // Out of the list before close(2): after it the number can be anybody's.
+        let number = fd.as_raw_fd();
+        let mut live = LIVE.lock();
+        if live
+            .get(&number)
+            .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self))
+        {
+            live.remove(&number);
+        }
+        drop(live);
+        let still_ours =
+            !self.is_gone() && fstat(&fd).is_ok_and(|stat| Identity::of(&stat) == self.identity);
+        if !still_ours {
+            // Whoever closed the number gave it away: closing it again would hit
+            // somebody else.
+            let _ = fd.into_raw_fd();
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+const SEND_FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
+// Elsewhere SIGPIPE is ignored process-wide, by the BEAM as by CPython.
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+const SEND_FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT;
+
+/// Buffers of unread data that are thrown away at a close.
+const MAX_DISCARDS: usize = 16;
+
+/// Errors that speak of one datagram, not of the socket.
+const fn is_passing(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ECONNREFUSED
+            | Errno::EHOSTUNREACH
+            | Errno::ENETUNREACH
+            | Errno::EHOSTDOWN
+            | Errno::ENETDOWN
+            | Errno::EMSGSIZE
+            | Errno::EPROTO
+    )
+}
+
+/// Repeats a call that a signal interrupted.
+fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+fn kind_of(fd: BorrowedFd<'_>, stat: &FileStat) -> Result<Kind, AdoptError> {
+    let format = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+    if format == SFlag::S_IFSOCK {
+        socket_kind(fd)
+    } else if format == SFlag::S_IFIFO {
+        Ok(Kind::Pipe)
+    } else if format == SFlag::S_IFCHR {
+        match nix::unistd::isatty(fd) {
+            Ok(true) => Ok(Kind::Tty),
+            _ => Err(AdoptError::Unsupported("character_device")),
+        }
+    } else if format == SFlag::S_IFREG {
+        Err(AdoptError::Unsupported("regular"))
+    } else if format == SFlag::S_IFDIR {
+        Err(AdoptError::Unsupported("directory"))
+    } else if format == SFlag::S_IFBLK {
+        Err(AdoptError::Unsupported("block_device"))
+    } else {
+        Err(AdoptError::Unsupported(anonymous_kind(fd)))
+    }
+}
+
+/// Descriptors without a file type: epoll, eventfd, timerfd, inotify and the like.
+fn anonymous_kind(fd: BorrowedFd<'_>) -> &'static str {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    match link.as_deref().ok().and_then(|path| path.to_str()) {
+        Some("anon_inode:[eventpoll]") => "epoll",
+        _ => "anonymous",
+    }
+}
+
+fn socket_kind(fd: BorrowedFd<'_>) -> Result<Kind, AdoptError> {
+    let socket_type = socket::getsockopt(&fd, sockopt::SockType)?;
+    let family = socket::getsockname::<SockaddrStorage>(fd.as_raw_fd())
+        .ok()
+        .and_then(|storage| socket::SockaddrLike::family(&storage));
+    let unix = family == Some(socket::AddressFamily::Unix);
+    let inet = matches!(
+        family,
+        Some(socket::AddressFamily::Inet | socket::AddressFamily::Inet6)
+    );
+    if socket_type == SockType::Stream
+        && matches!(socket::getsockopt(&fd, sockopt::AcceptConn), Ok(true))
+    {
+        return Err(AdoptError::Unsupported("listener"));
+    }
+    match socket_type {
+        SockType::Stream if inet => Ok(Kind::Tcp),
+        SockType::Stream if unix => Ok(Kind::UnixStream),
+        SockType::Datagram if inet => Ok(Kind::Udp),
+        SockType::Datagram if unix => Ok(Kind::UnixDatagram),
+        SockType::SeqPacket => Err(AdoptError::Unsupported("seqpacket")),
+        _ => Err(AdoptError::Unsupported("socket")),
+    }
+}
