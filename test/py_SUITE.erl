@@ -876,7 +876,7 @@ stop_answers_what_waits_and_interrupts_what_runs(_Config) ->
     {Pid, _} = Waiting = spawn_call(fun() -> py:eval("1") end),
     wait_until(fun() -> process_info(Pid, status) =:= {status, waiting} end, not_waiting),
     ok = application:stop(py_reactor),
-    [?assertMatch({error, {<<"erlang._terms.Interrupted">>, _, _}}, result(Call)) || Call <- Running],
+    [?assertMatch({error, {<<"erlang.Interrupted">>, _, _}}, result(Call)) || Call <- Running],
     ?assertEqual({error, stopped}, result(Waiting)).
 
 bad_settings_are_named(_Config) ->

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvError, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use pyo3::exceptions::PySystemExit;
 use pyo3::prelude::*;
@@ -146,14 +146,20 @@ fn serve(calls: &Receiver<Call>, seat: &Arc<Seat>, stopping: &AtomicBool) {
                 return log(Level::Critical, text, Vec::new());
             }
         };
-        while let Ok(call) = py.detach(|| calls.recv()) {
+        while let Ok(call) = py.detach(|| next(calls)) {
             // When stopping, dropping the call answers it.
             if !stopping.load(Ordering::Acquire) {
                 runner.run(py, call);
             }
-            library::guard_exit();
         }
     });
+}
+
+/// Waits for a call. The last one may have loaded libraries; the loader's lock, which the guard takes,
+/// is never waited for under the GIL.
+fn next(calls: &Receiver<Call>) -> Result<Call, RecvError> {
+    library::guard_exit();
+    calls.recv()
 }
 
 impl Seat {

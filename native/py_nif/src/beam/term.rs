@@ -105,7 +105,7 @@ enum Rest<'a> {
     List(Term<'a>),
     Tuple(std::vec::IntoIter<Term<'a>>),
     /// With the value of the key that was read last.
-    Map(MapIterator<'a>, Option<Term<'a>>),
+    Map(Box<MapIterator<'a>>, Option<Term<'a>>),
 }
 
 impl<'a> Container<'a> {
@@ -180,7 +180,7 @@ fn begin_tuple(tuple: Term<'_>) -> Result<Part<'_>, ConversionError> {
 fn begin_map(map: Term<'_>) -> Result<Part<'_>, ConversionError> {
     let size = map.map_size().map_err(|_| unknown())?;
     let pairs = MapIterator::new(map).ok_or_else(unknown)?;
-    Ok(container(Rest::Map(pairs, None), size))
+    Ok(container(Rest::Map(Box::new(pairs), None), size))
 }
 
 /// The room for the elements is not taken at once: a size beyond the limit is refused first.
