@@ -412,6 +412,11 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
         let watched = match connection.watch {
             Watch::Nobody if connection.queued => Ok(()),
+            // Its number may be a stranger's by now, and nobody is to watch that.
+            Watch::Nobody if !connection.descriptor.is_still_ours() => {
+                self.end(handler, slot, Reason::DescriptorGone);
+                return;
+            }
             Watch::Nobody if self.linger == Some(Duration::ZERO) && connection.may_park() => {
                 self.park(handler, slot);
                 return;
