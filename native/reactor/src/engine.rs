@@ -107,7 +107,8 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             return Ok(Turn::Stopped);
         }
         self.take_arrivals(handler);
-        for _ in 0..STEPS_PER_TURN {
+        // One step each: whoever queues up again waits for those who spoke meanwhile.
+        for _ in 0..self.ready.len().min(STEPS_PER_TURN) {
             let Some(key) = self.ready.pop_front() else {
                 break;
             };
