@@ -300,7 +300,8 @@ fn a_report_that_finds_the_inbox_full_still_arrives() {
     let owner = owner.owner().expect("an engine has it");
     assert_eq!(owner.resume(Action::ReadPending), Err(SendError::Full));
     world.until("the data", || count(&record.bytes) == 5);
-    assert_eq!(world.mailbox().counters().parked.get(), 1);
+    let mailbox = world.mailbox();
+    world.until("the parking", || mailbox.counters().parked.get() == 1);
 }
 
 #[test]
