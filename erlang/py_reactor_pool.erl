@@ -13,7 +13,7 @@
 -include_lib("kernel/include/logger.hrl").
 
 %% API
--export([start_link/1, make_table/0, join/2, next/0, find/1]).
+-export([start_link/1, make_table/0, join/2, next/0, find/1, contexts/0]).
 
 %% gen_server callbacks
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
@@ -88,6 +88,15 @@ find(Pid) when is_pid(Pid) ->
         [] -> {error, no_context}
     catch
         error:badarg -> {error, no_context}
+    end.
+
+%% @doc All context processes, those of the default pool and others.
+-spec contexts() -> [pid()].
+contexts() ->
+    try
+        [Pid || {Pid, _} <- ets:tab2list(?TABLE), is_pid(Pid)]
+    catch
+        error:badarg -> []
     end.
 
 %%--------------------------------------------------------------------------------------------------

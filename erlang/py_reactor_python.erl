@@ -1,4 +1,5 @@
-%%% Starts Python and the threads for calls; stops the calls when the application stops.
+%%% Starts Python and the threads for calls; stops the calls when the application stops. Meanwhile it
+%%% relays Python's messages to processes on other nodes.
 %%%
 %%% Python itself never ends: when the application starts again it finds the one that runs, with its
 %%% modules and what they hold.
@@ -43,6 +44,10 @@ handle_cast(Cast, State) ->
 
 %% @private
 -spec handle_info(term(), no_state) -> {noreply, no_state}.
+handle_info({py_relay, Pid, Message}, State) ->
+    %% erlang.send to a process on another node, which native code cannot reach.
+    Pid ! Message,
+    {noreply, State};
 handle_info(Message, State) ->
     ?LOG_WARNING(#{what => unexpected_message, process => ?MODULE, message => Message}),
     {noreply, State}.

@@ -25,19 +25,42 @@ mod external {
 }
 
 mod atoms {
-    rustler::atoms! { none }
+    rustler::atoms! { none, bytes }
 }
 
 /// Reads a term.
 ///
+/// Containers are kept on a list of our own while they are read: this runs on schedulers, and the
+/// stack of a dirty one has room for some 400 nested calls only.
+///
 /// # Errors
 /// A [`ConversionError`] that names the kind of term that Python cannot have.
 pub(crate) fn decode(term: Term<'_>) -> Result<Value, ConversionError> {
-    Decoder {
-        depth_left: MAX_DEPTH,
-        elements_left: MAX_ELEMENTS,
+    let mut elements_left = MAX_ELEMENTS;
+    let mut open: Vec<Container<'_>> = Vec::new();
+    let mut part = begin(term)?;
+    loop {
+        match part {
+            Part::Value(value) => match open.last_mut() {
+                None => return Ok(value),
+                Some(container) => container.values.push(value),
+            },
+            Part::Container(container) => {
+                if open.len() == MAX_DEPTH {
+                    return Err(ConversionError::TooDeep);
+                }
+                elements_left = elements_left
+                    .checked_sub(container.size)
+                    .ok_or(ConversionError::TooManyElements)?;
+                open.push(container);
+            }
+        }
+        part = match open.last_mut().and_then(Container::next) {
+            Some(term) => begin(term)?,
+            // Something is open: a value that is in nothing was returned above.
+            None => Part::Value(open.pop().map_or(Value::None, Container::close)),
+        };
     }
-    .decode(term)
 }
 
 /// Makes the term of a value.
@@ -63,85 +86,114 @@ pub(crate) fn encode<'a>(env: Env<'a>, value: &Value) -> Result<Term<'a>, Conver
     })
 }
 
-struct Decoder {
-    depth_left: usize,
-    elements_left: usize,
+/// A term is a value at once, or a container that is still to be read.
+enum Part<'a> {
+    Value(Value),
+    Container(Container<'a>),
 }
 
-impl Decoder {
-    fn decode(&mut self, term: Term<'_>) -> Result<Value, ConversionError> {
-        match term.get_type() {
-            TermType::Atom => decode_atom(term),
-            TermType::Binary => decode_text(term),
-            TermType::Integer => decode_integer(term),
-            TermType::Float => term.decode().map(Value::Float).map_err(|_| unknown()),
-            TermType::Pid => Ok(Value::Pid(term.to_binary().as_slice().to_vec())),
-            TermType::Ref => Ok(Value::Ref(term.to_binary().as_slice().to_vec())),
-            TermType::List | TermType::Tuple | TermType::Map => self.decode_container(term),
-            TermType::Fun => Err(unsupported("a fun")),
-            TermType::Port => Err(unsupported("a port")),
-            TermType::Unknown => Err(unknown()),
+/// A container of which some elements were read.
+struct Container<'a> {
+    rest: Rest<'a>,
+    size: usize,
+    /// The elements so far; of a map, keys and values by turns.
+    values: Vec<Value>,
+}
+
+/// What is still to be read.
+enum Rest<'a> {
+    List(Term<'a>),
+    Tuple(std::vec::IntoIter<Term<'a>>),
+    /// With the value of the key that was read last.
+    Map(MapIterator<'a>, Option<Term<'a>>),
+}
+
+impl<'a> Container<'a> {
+    fn next(&mut self) -> Option<Term<'a>> {
+        match &mut self.rest {
+            Rest::List(list) => {
+                let (head, tail) = list.list_get_cell().ok()?;
+                *list = tail;
+                Some(head)
+            }
+            Rest::Tuple(terms) => terms.next(),
+            Rest::Map(pairs, value) => value.take().or_else(|| {
+                let (key, its_value) = pairs.next()?;
+                *value = Some(its_value);
+                Some(key)
+            }),
         }
     }
 
-    fn decode_container(&mut self, term: Term<'_>) -> Result<Value, ConversionError> {
-        if self.depth_left == 0 {
-            return Err(ConversionError::TooDeep);
+    fn close(self) -> Value {
+        match self.rest {
+            Rest::List(_) => Value::List(self.values),
+            Rest::Tuple(_) => Value::Tuple(self.values),
+            Rest::Map(..) => {
+                let mut pairs = Vec::with_capacity(self.size);
+                let mut values = self.values.into_iter();
+                while let (Some(key), Some(value)) = (values.next(), values.next()) {
+                    pairs.push((key, value));
+                }
+                Value::Map(pairs)
+            }
         }
-        self.depth_left -= 1;
-        let value = match term.get_type() {
-            TermType::List => self.decode_list(term),
-            TermType::Tuple => self.decode_tuple(term),
-            _ => self.decode_map(term),
-        }?;
-        self.depth_left += 1;
-        Ok(value)
     }
+}
 
-    fn decode_list(&mut self, list: Term<'_>) -> Result<Value, ConversionError> {
-        let length = list
-            .list_length()
-            .map_err(|_| ConversionError::ImproperList)?;
-        self.take(length)?;
-        let mut items = Vec::with_capacity(length);
-        let mut rest = list;
-        while let Ok((head, tail)) = rest.list_get_cell() {
-            items.push(self.decode(head)?);
-            rest = tail;
+fn begin(term: Term<'_>) -> Result<Part<'_>, ConversionError> {
+    match term.get_type() {
+        TermType::List => begin_list(term),
+        TermType::Tuple => begin_tuple(term),
+        TermType::Map => begin_map(term),
+        TermType::Atom => decode_atom(term).map(Part::Value),
+        TermType::Binary => decode_text(term).map(Part::Value),
+        TermType::Integer => decode_integer(term).map(Part::Value),
+        TermType::Float => {
+            let float = term.decode().map_err(|_| unknown())?;
+            Ok(Part::Value(Value::Float(float)))
         }
-        Ok(Value::List(items))
+        TermType::Pid => Ok(Part::Value(Value::Pid(external_form(term)))),
+        TermType::Ref => Ok(Part::Value(Value::Ref(external_form(term)))),
+        TermType::Fun => Err(unsupported("a fun")),
+        TermType::Port => Err(unsupported("a port")),
+        TermType::Unknown => Err(unknown()),
     }
+}
 
-    fn decode_tuple(&mut self, tuple: Term<'_>) -> Result<Value, ConversionError> {
-        let terms = get_tuple(tuple).map_err(|_| unknown())?;
-        if let Some(bytes) = tagged_bytes(&terms) {
-            return Ok(Value::Bytes(bytes.as_slice().to_vec()));
-        }
-        self.take(terms.len())?;
-        let mut items = Vec::with_capacity(terms.len());
-        for term in terms {
-            items.push(self.decode(term)?);
-        }
-        Ok(Value::Tuple(items))
-    }
+fn begin_list(list: Term<'_>) -> Result<Part<'_>, ConversionError> {
+    let size = list
+        .list_length()
+        .map_err(|_| ConversionError::ImproperList)?;
+    Ok(container(Rest::List(list), size))
+}
 
-    fn decode_map(&mut self, map: Term<'_>) -> Result<Value, ConversionError> {
-        let size = map.map_size().map_err(|_| unknown())?;
-        self.take(size)?;
-        let mut pairs = Vec::with_capacity(size);
-        for (key, value) in MapIterator::new(map).ok_or_else(unknown)? {
-            pairs.push((self.decode(key)?, self.decode(value)?));
-        }
-        Ok(Value::Map(pairs))
+fn begin_tuple(tuple: Term<'_>) -> Result<Part<'_>, ConversionError> {
+    let terms = get_tuple(tuple).map_err(|_| unknown())?;
+    if let Some(bytes) = tagged_bytes(&terms) {
+        return Ok(Part::Value(Value::Bytes(bytes.as_slice().to_vec())));
     }
+    let size = terms.len();
+    Ok(container(Rest::Tuple(terms.into_iter()), size))
+}
 
-    fn take(&mut self, count: usize) -> Result<(), ConversionError> {
-        self.elements_left = self
-            .elements_left
-            .checked_sub(count)
-            .ok_or(ConversionError::TooManyElements)?;
-        Ok(())
-    }
+fn begin_map(map: Term<'_>) -> Result<Part<'_>, ConversionError> {
+    let size = map.map_size().map_err(|_| unknown())?;
+    let pairs = MapIterator::new(map).ok_or_else(unknown)?;
+    Ok(container(Rest::Map(pairs, None), size))
+}
+
+/// The room for the elements is not taken at once: a size beyond the limit is refused first.
+fn container(rest: Rest<'_>, size: usize) -> Part<'_> {
+    Part::Container(Container {
+        rest,
+        size,
+        values: Vec::new(),
+    })
+}
+
+fn external_form(term: Term<'_>) -> Vec<u8> {
+    term.to_binary().as_slice().to_vec()
 }
 
 fn decode_atom(term: Term<'_>) -> Result<Value, ConversionError> {
@@ -206,7 +258,7 @@ fn tagged_bytes<'a>(terms: &[Term<'a>]) -> Option<Binary<'a>> {
     let &[tag, binary] = terms else {
         return None;
     };
-    if tag.is_atom() && tag.atom_to_string().is_ok_and(|name| name == "bytes") {
+    if atoms::bytes() == tag {
         Binary::from_term(binary).ok()
     } else {
         None

@@ -7,11 +7,11 @@
 
 use std::ffi::{CStr, CString, c_char, c_long};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use parking_lot::Mutex;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -48,20 +48,23 @@ struct Main {
     jobs: Sender<Job>,
 }
 
-static MAIN: Mutex<Option<Main>> = Mutex::new(None);
+static MAIN: OnceLock<Main> = OnceLock::new();
+
+/// Somebody is starting Python. There is no way to start it twice.
+static STARTING: AtomicBool = AtomicBool::new(false);
 
 /// Starts Python, or sets up a running one again. Waits for it: call it on a dirty scheduler.
 ///
 /// # Errors
 /// A sentence for the operator.
 pub(crate) fn start(settings: Settings) -> Result<(), String> {
-    match running_program() {
+    match MAIN.get() {
         None => start_main_thread(&settings)?,
-        Some(wanted) if wanted == settings.program => {}
-        Some(wanted) => {
+        Some(main) if main.wanted == settings.program => {}
+        Some(main) => {
             return Err(format!(
                 "Python runs already, as {}; another program needs a restart of the node",
-                wanted.as_deref().unwrap_or("the program of the build")
+                main.wanted.as_deref().unwrap_or("the program of the build")
             ));
         }
     }
@@ -75,20 +78,24 @@ pub(crate) fn start(settings: Settings) -> Result<(), String> {
         .unwrap_or_else(|_| Err("the Python main thread has ended".to_owned()))
 }
 
-fn running_program() -> Option<Option<String>> {
-    MAIN.lock().as_ref().map(|main| main.wanted.clone())
-}
-
 /// Has a small job done on Python's main thread, holding the GIL. Dropped if Python is not running.
 pub(crate) fn on_main_thread(job: Job) {
-    let jobs = MAIN.lock().as_ref().map(|main| main.jobs.clone());
-    if let Some(jobs) = jobs {
+    if let Some(main) = MAIN.get() {
         // An error would mean that the thread has ended, and it never does.
-        let _ = jobs.send(job);
+        let _ = main.jobs.send(job);
     }
 }
 
 fn start_main_thread(settings: &Settings) -> Result<(), String> {
+    if STARTING.swap(true, Ordering::AcqRel) {
+        return Err("Python is being started already".to_owned());
+    }
+    let outcome = make_main_thread(settings);
+    STARTING.store(false, Ordering::Release);
+    outcome
+}
+
+fn make_main_thread(settings: &Settings) -> Result<(), String> {
     let (jobs, queue) = unbounded();
     let (started, result) = mpsc::channel();
     let wanted = settings.program.clone();
@@ -108,11 +115,9 @@ fn start_main_thread(settings: &Settings) -> Result<(), String> {
     result
         .recv()
         .unwrap_or_else(|_| Err("the Python main thread has ended".to_owned()))?;
-    *MAIN.lock() = Some(Main {
-        wanted: settings.program.clone(),
-        jobs,
-    });
-    Ok(())
+    let wanted = settings.program.clone();
+    MAIN.set(Main { wanted, jobs })
+        .map_err(|_| "Python was started twice".to_owned())
 }
 
 fn do_jobs(queue: &Receiver<Job>) {

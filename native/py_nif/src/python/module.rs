@@ -1,14 +1,18 @@
 //! The built-in module `_erlang`: what the Python package `erlang` is made on.
 
-use pyo3::exceptions::{PyLookupError, PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyLookupError, PyOSError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use reactor_python::value::{Types, Value, from_python, to_python};
-use rustler::{Encoder, Env, LocalPid, OwnedEnv};
+use rustler::{Encoder, Env, LocalPid, OwnedEnv, Term};
 
 use super::interpreter::is_forked_child;
 use crate::beam::term::{encode, existing_atom};
 use crate::log::{Level, log as log_line};
+
+mod atoms {
+    rustler::atoms! { py_relay, py_reactor_python }
+}
 
 /// Makes the module in the current interpreter, unless it is there already.
 pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
@@ -36,9 +40,12 @@ fn send(py: Python<'_>, to: &Bound<'_, PyAny>, term: &Bound<'_, PyAny>) -> PyRes
     let to = from_python(to, &types)?;
     let message = from_python(term, &types)?;
     OwnedEnv::new().run(|env| {
-        let receiver = receiver(env, &to)?;
+        let message = encode(env, &message)?;
         // A process that is gone gets nothing, which is no error, as in Erlang.
-        let _ = env.send(&receiver, encode(env, &message)?);
+        let _ = match receiver(env, &to)? {
+            Receiver::Here(pid) => env.send(&pid, message),
+            Receiver::Elsewhere(pid, relay) => env.send(&relay, (atoms::py_relay(), pid, message)),
+        };
         Ok(())
     })
 }
@@ -84,15 +91,27 @@ fn log(
     py.detach(|| log_line(Level::from_python(level), text, metadata));
 }
 
-fn receiver(env: Env<'_>, to: &Value) -> PyResult<LocalPid> {
+/// Where a message goes. A NIF can send to processes of its own node only; for the others there is a
+/// relay.
+enum Receiver<'a> {
+    Here(LocalPid),
+    Elsewhere(Term<'a>, LocalPid),
+}
+
+fn receiver<'a>(env: Env<'a>, to: &Value) -> PyResult<Receiver<'a>> {
     if let Value::Pid(_) = to {
         let pid = encode(env, to)?;
-        return pid
-            .decode()
-            .map_err(|_| PyValueError::new_err("the process is on another node"));
+        return match pid.decode() {
+            Ok(pid) => Ok(Receiver::Here(pid)),
+            Err(_) => env
+                .whereis_pid(atoms::py_reactor_python())
+                .map(|relay| Receiver::Elsewhere(pid, relay))
+                .ok_or_else(|| PyLookupError::new_err("py_reactor is not running")),
+        };
     }
     let name = name_of(to)?;
     registered(env, name)
+        .map(Receiver::Here)
         .ok_or_else(|| PyLookupError::new_err(format!("no process is registered as {name:?}")))
 }
 
