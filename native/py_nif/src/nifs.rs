@@ -1,1 +1,263 @@
 //! Every NIF: decode, one call, encode.
+
+// ---------------------------------------------------------------------------------------------
+// Python: interpreter, calls, log
+
+use std::time::Duration;
+
+use rustler::types::atom::{error, ok};
+use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
+
+use reactor_python::value::{ConversionError, Value};
+
+use crate::beam::select::report_ready;
+use crate::beam::term::decode;
+use crate::calls::{self, Call, Failure, Refused, Work};
+use crate::context::{Context, adopt_error};
+use crate::log;
+use crate::python::interpreter::{self, Settings};
+use crate::ticket::{Ticket, TicketState};
+
+mod atoms {
+    rustler::atoms! { exec, eval, call, overload, not_running, stopped }
+}
+
+/// start_python(Program, PackagePath, PythonPath, LogLevel) -> ok | {error, Text}; an empty Program is
+/// that of the build
+#[rustler::nif(schedule = "DirtyIo")]
+fn start_python<'a>(
+    env: Env<'a>,
+    program: String,
+    package_path: String,
+    python_path: Vec<String>,
+    log_level: String,
+) -> Term<'a> {
+    let settings = Settings {
+        program: (!program.is_empty()).then_some(program),
+        package_path,
+        python_path,
+        log_level,
+    };
+    encode_result(env, interpreter::start(settings))
+}
+
+/// start_calls(Threads) -> ok | {error, Text}
+#[rustler::nif(schedule = "DirtyIo")]
+fn start_calls(env: Env<'_>, threads: usize) -> Term<'_> {
+    encode_result(env, calls::start(threads))
+}
+
+/// stop_calls() -> ok
+#[rustler::nif]
+fn stop_calls() -> rustler::Atom {
+    calls::stop();
+    ok()
+}
+
+/// submit(Work) -> {ok, Ticket} | {error, Reason}: the answer comes as {Ticket, Answer}
+#[rustler::nif(schedule = "DirtyCpu")]
+fn submit<'a>(env: Env<'a>, work: Term<'a>) -> NifResult<Term<'a>> {
+    let work = match decode_work(work)? {
+        Ok(work) => work,
+        Err(failure) => return Ok(failure.encode(env)),
+    };
+    let ticket = Ticket::new(env, env.pid(), atoms::stopped());
+    let term = ticket.term(env);
+    let call = Call {
+        work,
+        ticket: Some(ticket),
+    };
+    Ok(match calls::submit(call) {
+        Ok(()) => (ok(), term).encode(env),
+        Err(refused) => encode_refused(env, refused),
+    })
+}
+
+/// cast(Work) -> ok | {error, Reason}
+#[rustler::nif(schedule = "DirtyCpu")]
+fn cast<'a>(env: Env<'a>, work: Term<'a>) -> NifResult<Term<'a>> {
+    let work = match decode_work(work)? {
+        Ok(work) => work,
+        Err(failure) => return Ok(failure.encode(env)),
+    };
+    Ok(match calls::submit(Call { work, ticket: None }) {
+        Ok(()) => ok().encode(env),
+        Err(refused) => encode_refused(env, refused),
+    })
+}
+
+/// cancel(Ticket) -> true if no answer will come, false if one was sent
+#[rustler::nif]
+fn cancel(ticket: ResourceArc<TicketState>) -> bool {
+    ticket.abandon()
+}
+
+/// log_register() -> ok: the caller gets the log lines
+#[rustler::nif]
+fn log_register(env: Env<'_>) -> rustler::Atom {
+    log::register(env.pid());
+    ok()
+}
+
+/// log_taken(Count) -> lines dropped since the last time
+#[rustler::nif]
+fn log_taken(count: usize) -> u64 {
+    log::taken(count)
+}
+
+fn encode_result(env: Env<'_>, result: Result<(), String>) -> Term<'_> {
+    match result {
+        Ok(()) => ok().encode(env),
+        Err(text) => (error(), text).encode(env),
+    }
+}
+
+fn encode_refused(env: Env<'_>, refused: Refused) -> Term<'_> {
+    let reason = match refused {
+        Refused::Overload => atoms::overload(),
+        Refused::NotRunning => atoms::not_running(),
+    };
+    (error(), reason).encode(env)
+}
+
+/// {exec, Code} | {eval, Code, Locals} | {call, Module, Function, Args, Kwargs}. Another shape is a
+/// badarg, a term that Python cannot have is a failure.
+fn decode_work(work: Term<'_>) -> NifResult<Result<Work, Failure>> {
+    let parts = rustler::types::tuple::get_tuple(work)?;
+    let (tag, parts) = parts.split_first().ok_or(Error::BadArg)?;
+    let tag: rustler::Atom = tag.decode()?;
+    let work = match parts {
+        [code] if tag == atoms::exec() => Ok(Work::Exec(code.decode()?)),
+        [code, locals] if tag == atoms::eval() => {
+            let expression = code.decode()?;
+            decode_map(*locals)?.map(|locals| Work::Eval { expression, locals })
+        }
+        [module, function, args, kwargs] if tag == atoms::call() => {
+            let (module, function) = (module.decode()?, function.decode()?);
+            match (decode_list(*args)?, decode_map(*kwargs)?) {
+                (Ok(args), Ok(kwargs)) => Ok(Work::Call {
+                    module,
+                    function,
+                    args,
+                    kwargs,
+                }),
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            }
+        }
+        _ => return Err(Error::BadArg),
+    };
+    Ok(work.map_err(Failure::from))
+}
+
+fn decode_list(term: Term<'_>) -> NifResult<Result<Vec<Value>, ConversionError>> {
+    match decode(term) {
+        Ok(Value::List(items)) => Ok(Ok(items)),
+        Ok(_) => Err(Error::BadArg),
+        Err(error) => Ok(Err(error)),
+    }
+}
+
+fn decode_map(term: Term<'_>) -> NifResult<Result<Vec<(Value, Value)>, ConversionError>> {
+    match decode(term) {
+        Ok(Value::Map(pairs)) => Ok(Ok(pairs)),
+        Ok(_) => Err(Error::BadArg),
+        Err(error) => Ok(Err(error)),
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Reactor: contexts and connections
+
+mod reactor_atoms {
+    rustler::atoms! { no_context, bad_info, ready_input, ready_output, busy_ms }
+}
+
+/// context_start(MaxConnections, LingerMs | -1) -> {ok, Context} | {error, Text}
+#[rustler::nif(schedule = "DirtyIo")]
+fn context_start(env: Env<'_>, max_connections: usize, linger_ms: i64) -> Term<'_> {
+    let settings = reactor::Settings {
+        max_connections,
+        linger: u64::try_from(linger_ms).ok().map(Duration::from_millis),
+    };
+    match Context::start(env, settings) {
+        Ok(context) => (ok(), context).encode(env),
+        Err(text) => (error(), text).encode(env),
+    }
+}
+
+/// context_stop(Context) -> ok: the process gets {py_worker, stopped} when all is closed
+#[rustler::nif]
+fn context_stop(context: ResourceArc<Context>) -> rustler::Atom {
+    context.stop();
+    ok()
+}
+
+/// context_interrupt(Context) -> ok
+#[rustler::nif]
+fn context_interrupt(context: ResourceArc<Context>) -> rustler::Atom {
+    context.interrupt();
+    ok()
+}
+
+/// context_running(Context) -> whether its worker has not ended yet
+#[rustler::nif]
+fn context_running(context: ResourceArc<Context>) -> bool {
+    context.is_running()
+}
+
+/// context_busy_ms(Context) -> how long the present turn has been going on
+#[rustler::nif]
+fn context_busy_ms(context: ResourceArc<Context>) -> u64 {
+    context.mailbox().busy_ms()
+}
+
+/// context_stats(Context) -> map of counters
+#[rustler::nif]
+fn context_stats(env: Env<'_>, context: ResourceArc<Context>) -> NifResult<Term<'_>> {
+    let mailbox = context.mailbox();
+    let counters = mailbox.counters().snapshot();
+    let stats = Term::map_new(env).map_put(reactor_atoms::busy_ms(), mailbox.busy_ms())?;
+    counters
+        .into_iter()
+        .try_fold(stats, |stats, (name, value)| {
+            stats.map_put(rustler::Atom::from_str(env, name)?, value)
+        })
+}
+
+/// handoff(Context, Fd, Info, Nodelay) -> {ok, Ticket} | {error, Reason}
+#[rustler::nif]
+fn handoff<'a>(
+    env: Env<'a>,
+    context: ResourceArc<Context>,
+    fd: i64,
+    info: Term<'a>,
+    nodelay: bool,
+) -> Term<'a> {
+    let info = match decode(info) {
+        Ok(info) => info,
+        Err(bad) => {
+            return (error(), (reactor_atoms::bad_info(), bad.to_string())).encode(env);
+        }
+    };
+    let ticket = Ticket::new(env, env.pid(), reactor_atoms::no_context());
+    let term = ticket.term(env);
+    // What does not fit is no descriptor either.
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    match context.handoff(fd, info, nodelay, ticket) {
+        Ok(()) => (ok(), term).encode(env),
+        Err(refused) => adopt_error(env, refused),
+    }
+}
+
+/// ready(Connection, ready_input | ready_output) -> true | false if that is no connection
+#[rustler::nif]
+fn ready(connection: Term<'_>, readiness: rustler::Atom) -> NifResult<bool> {
+    let interest = if readiness == reactor_atoms::ready_input() {
+        reactor::Interest::Read
+    } else if readiness == reactor_atoms::ready_output() {
+        reactor::Interest::Write
+    } else {
+        return Err(Error::BadArg);
+    };
+    Ok(report_ready(connection, interest))
+}

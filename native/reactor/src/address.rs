@@ -1,5 +1,6 @@
 //! The address of a peer, of whatever family.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -42,5 +43,14 @@ impl Address {
             return Some(Self::Unix(std::ffi::OsString::from_vec(bytes).into()));
         }
         None
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(address) => address.fmt(out),
+            Self::Unix(path) => path.display().fmt(out),
+        }
     }
 }

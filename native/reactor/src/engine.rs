@@ -54,6 +54,34 @@ pub enum Turn {
     Stopped,
 }
 
+/// What an engine stands on. Unlike the engine it may go to another thread, which is then
+/// the engine's: so a door is open before its worker runs.
+pub struct Groundwork<O> {
+    poller: Poller,
+    inbox: Inbox<O>,
+    linger: Option<Duration>,
+}
+
+impl<O> Groundwork<O> {
+    /// Opens what the engine will wait on, and the door through which connections come.
+    ///
+    /// # Errors
+    /// The process has no descriptor left, or `max_connections` is 0.
+    pub fn lay(settings: Settings) -> io::Result<(Self, Door<O>)> {
+        let (poller, waker) = Poller::new()?;
+        let (door, inbox) = Inbox::new(waker, settings.max_connections)?;
+        let linger = settings.linger;
+        Ok((
+            Self {
+                poller,
+                inbox,
+                linger,
+            },
+            door,
+        ))
+    }
+}
+
 /// The event loop of one context.
 pub struct Engine<H: Handler, D: Demultiplexer> {
     poller: Poller,
@@ -72,19 +100,28 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
     /// # Errors
     /// The process has no descriptor left, or `max_connections` is 0.
     pub fn new(settings: Settings, demultiplexer: D) -> io::Result<(Self, Door<H::Opening>)> {
-        let (poller, waker) = Poller::new()?;
-        let (door, inbox) = Inbox::new(waker, settings.max_connections)?;
-        let engine = Self {
+        let (groundwork, door) = Groundwork::lay(settings)?;
+        Ok((Self::on(groundwork, demultiplexer), door))
+    }
+
+    /// An engine on groundwork that another thread may have laid.
+    #[must_use]
+    pub fn on(groundwork: Groundwork<H::Opening>, demultiplexer: D) -> Self {
+        let Groundwork {
+            poller,
+            inbox,
+            linger,
+        } = groundwork;
+        Self {
             poller,
             inbox,
             demultiplexer,
             slots: Slots::new(),
             ready: VecDeque::new(),
-            linger: settings.linger,
+            linger,
             buffer: vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice(),
             now: Instant::now(),
-        };
-        Ok((engine, door))
+        }
     }
 
     /// One turn. It sleeps for `limit` at most, without end if that is `None`, and not at

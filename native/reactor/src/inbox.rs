@@ -76,7 +76,7 @@ pub struct Mailbox {
     stopping: AtomicBool,
     overflowed: AtomicBool,
     max_connections: u64,
-    counters: Counters,
+    counters: Arc<Counters>,
     created: Instant,
     /// Milliseconds after `created` at which the present turn began; `RESTING` between.
     turn_began_ms: AtomicU64,
@@ -109,7 +109,7 @@ impl Mailbox {
 
     /// What this context counts.
     #[must_use]
-    pub const fn counters(&self) -> &Counters {
+    pub const fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 
@@ -296,7 +296,7 @@ impl<O> Inbox<O> {
             stopping: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
             max_connections: max_connections as u64,
-            counters: Counters::default(),
+            counters: Arc::default(),
             created: Instant::now(),
             turn_began_ms: AtomicU64::new(RESTING),
         });

@@ -36,7 +36,7 @@ pub use address::Address;
 pub use counters::{Counter, Counters};
 pub use demultiplexer::{Demultiplexer, Interest, NoDemultiplexer};
 pub use descriptor::{AdoptError, Descriptor, Kind, Received};
-pub use engine::{Engine, MAX_READ_BYTES, Settings, Turn};
+pub use engine::{Engine, Groundwork, MAX_READ_BYTES, Settings, Turn};
 pub use handler::{Flushed, Handler, Verdict};
 pub use inbox::{Door, Key, Mailbox, Owner, SendError};
 pub use poller::Readiness;

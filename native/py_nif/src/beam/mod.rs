@@ -1,2 +1,4 @@
 //! What talks to the BEAM.
+pub(crate) mod post;
+pub(crate) mod select;
 pub(crate) mod term;

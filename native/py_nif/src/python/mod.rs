@@ -1,1 +1,5 @@
 //! What talks to Python.
+pub(crate) mod interpreter;
+pub(crate) mod library;
+pub(crate) mod module;
+pub(crate) mod program;

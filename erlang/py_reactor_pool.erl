@@ -1,0 +1,157 @@
+%%% Knows every context: finds the one of a process, and picks the one for the next connection.
+%%%
+%%% The list is a table that callers read by themselves; this process only keeps it true. It takes a
+%%% context in when that starts, and out when it goes down. If a context went down without closing
+%%% its connections, its worker does so as soon as its callback returns; a callback that does not
+%%% return is interrupted, again and again, until the worker has ended.
+%%%
+%%% Messages: `{'DOWN', _, process, Pid, _}' of a context; `{reap, Handle}', its own reminder.
+-module(py_reactor_pool).
+
+-behaviour(gen_server).
+
+-include_lib("kernel/include/logger.hrl").
+
+%% API
+-export([start_link/1, make_table/0, join/2, next/0, find/1, contexts/0]).
+
+%% gen_server callbacks
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
+
+-type index() :: pos_integer() | none.
+%% The place of a context in the default pool; `none' for one outside of it.
+
+%% Rows: {Pid, Handle} for every context, {{pool, Index}, Handle} for those of the pool, and
+%% {pool, Size, Turn} with an atomic counter that callers share.
+-define(TABLE, ?MODULE).
+
+%% A context in the same turn for longer than this gets no new connections while another one has
+%% time: a callback holds it up.
+-define(BUSY_MS, 100).
+
+%% How long a worker whose context went down may take to end before its callback is interrupted.
+-define(REAP_MS, 1000).
+
+-spec start_link(Size :: pos_integer()) -> gen_server:start_ret().
+start_link(Size) ->
+    gen_server:start_link({local, ?MODULE}, ?MODULE, Size, []).
+
+%% @doc Makes the table. Called by the supervisor, so that it outlives this process.
+-spec make_table() -> ok.
+make_table() ->
+    ?TABLE = ets:new(?TABLE, [named_table, public, {read_concurrency, true}]),
+    ok.
+
+%% @doc Takes the calling context process in.
+-spec join(py_nif:context(), index()) -> ok.
+join(Handle, Index) ->
+    gen_server:call(?MODULE, {join, self(), Handle, Index}).
+
+%% @doc The context for the next connection: in turn, but not one that a callback holds up while
+%% another one has time.
+-spec next() -> {ok, py_nif:context()} | {error, no_context}.
+next() ->
+    try ets:lookup(?TABLE, pool) of
+        [{pool, Size, Turn}] ->
+            First = atomics:add_get(Turn, 1, 1),
+            next(First, First + Size, Size, {error, no_context});
+        [] ->
+            {error, no_context}
+    catch
+        %% The application is not running.
+        error:badarg -> {error, no_context}
+    end.
+
+next(Last, Last, _Size, Otherwise) ->
+    Otherwise;
+next(N, Last, Size, Otherwise) ->
+    case ets:lookup(?TABLE, {pool, N rem Size + 1}) of
+        [{_, Handle}] ->
+            case py_nif:context_busy_ms(Handle) > ?BUSY_MS of
+                true -> next(N + 1, Last, Size, {ok, Handle});
+                false -> {ok, Handle}
+            end;
+        [] ->
+            next(N + 1, Last, Size, Otherwise)
+    end.
+
+%% @doc The context of a process.
+-spec find(py_reactor_context:context()) -> {ok, py_nif:context()} | {error, no_context}.
+find(Name) when is_atom(Name) ->
+    case whereis(Name) of
+        undefined -> {error, no_context};
+        Pid -> find(Pid)
+    end;
+find(Pid) when is_pid(Pid) ->
+    try ets:lookup(?TABLE, Pid) of
+        [{Pid, Handle}] -> {ok, Handle};
+        [] -> {error, no_context}
+    catch
+        error:badarg -> {error, no_context}
+    end.
+
+%% @doc All context processes, those of the default pool and others.
+-spec contexts() -> [pid()].
+contexts() ->
+    try
+        [Pid || {Pid, _} <- ets:tab2list(?TABLE), is_pid(Pid)]
+    catch
+        error:badarg -> []
+    end.
+
+%%--------------------------------------------------------------------------------------------------
+%% gen_server
+
+%% @private
+-spec init(pos_integer()) -> {ok, no_state}.
+init(Size) ->
+    %% After a restart the contexts are all still there.
+    _ = [monitor(process, Pid) || {Pid, _} <- ets:tab2list(?TABLE), is_pid(Pid)],
+    true = ets:insert(?TABLE, {pool, Size, atomics:new(1, [{signed, false}])}),
+    {ok, no_state}.
+
+%% @private
+-spec handle_call(term(), gen_server:from(), no_state) -> {reply, term(), no_state}.
+handle_call({join, Pid, Handle, Index}, _From, State) ->
+    _ = monitor(process, Pid),
+    Rows = [{{pool, Index}, Handle} || is_integer(Index)],
+    true = ets:insert(?TABLE, [{Pid, Handle} | Rows]),
+    {reply, ok, State};
+handle_call(Call, _From, State) ->
+    ?LOG_WARNING(#{what => unexpected_call, process => ?MODULE, call => Call}),
+    {reply, {error, unknown_call}, State}.
+
+%% @private
+-spec handle_cast(term(), no_state) -> {noreply, no_state}.
+handle_cast(Cast, State) ->
+    ?LOG_WARNING(#{what => unexpected_cast, process => ?MODULE, cast => Cast}),
+    {noreply, State}.
+
+%% @private
+-spec handle_info(term(), no_state) -> {noreply, no_state}.
+handle_info({'DOWN', _Monitor, process, Pid, _Reason}, State) ->
+    _ = [leave(Handle) || {_, Handle} <- ets:take(?TABLE, Pid)],
+    {noreply, State};
+handle_info({reap, Handle}, State) ->
+    reap(Handle),
+    {noreply, State};
+handle_info(Message, State) ->
+    ?LOG_WARNING(#{what => unexpected_message, process => ?MODULE, message => Message}),
+    {noreply, State}.
+
+%%--------------------------------------------------------------------------------------------------
+
+leave(Handle) ->
+    true = ets:match_delete(?TABLE, {{pool, '_'}, Handle}),
+    _ = erlang:send_after(?REAP_MS, self(), {reap, Handle}),
+    ok.
+
+reap(Handle) ->
+    case py_nif:context_running(Handle) of
+        true ->
+            ok = py_nif:context_interrupt(Handle),
+            _ = erlang:send_after(?REAP_MS, self(), {reap, Handle}),
+            ok;
+        false ->
+            ok
+    end.

@@ -1,0 +1,83 @@
+%%% The application's settings: one table with types, units and defaults, and the check at start.
+-module(py_reactor_settings).
+
+%% API
+-export([check/0, check_values/1]).
+
+-export_type([settings/0]).
+
+-type settings() :: #{
+    python := undefined | unicode:chardata(),
+    python_path := [file:filename_all()],
+    contexts := pos_integer(),
+    max_connections := pos_integer(),
+    linger_ms := non_neg_integer(),
+    call_threads := pos_integer(),
+    log_level := debug | info | warning | error | critical
+}.
+
+%% Key, default, what it must be, and what it is for.
+table() ->
+    [
+        %% The python program, or the folder of a virtual environment. $PY_REACTOR_PYTHON comes
+        %% first; if neither is set, $VIRTUAL_ENV/bin/python, then the program of the build.
+        {python, undefined, fun is_program/1, "a path as string or binary"},
+        %% More folders for sys.path, after the one of the package `erlang'.
+        {python_path, [], fun is_path_list/1, "a list of folders"},
+        %% Contexts of the default pool: each is a thread that serves connections. They share
+        %% one GIL, so more of them serve no faster; they keep a callback that takes long from
+        %% holding up all connections.
+        {contexts, 1, fun is_positive/1, "an integer above 0"},
+        %% Connections of one context; beyond it a handoff answers {error, overload}.
+        {max_connections, 16384, fun is_positive/1, "an integer above 0"},
+        %% Milliseconds that a connection is silent before the BEAM watches it; 0 for at once.
+        {linger_ms, 20, fun is_count/1, "an integer of 0 or more, in milliseconds"},
+        %% Threads for py:exec, py:eval and py:call: so many may run at the same time.
+        {call_threads, 4, fun is_small/1, "an integer from 1 to 256"},
+        %% Python log records below this are not handed on.
+        {log_level, info, fun is_level/1, "one of debug, info, warning, error and critical"}
+    ].
+
+%% @doc Reads all settings of the application, with defaults for those that are not set.
+-spec check() -> {ok, settings()} | {error, {bad_setting, Key :: atom(), Explanation :: string()}}.
+check() ->
+    Set = maps:from_list(application:get_all_env(py_reactor)),
+    case check_values(Set) of
+        ok -> {ok, maps:merge(defaults(), Set)};
+        {error, _} = Error -> Error
+    end.
+
+%% @doc Checks some settings.
+-spec check_values(#{atom() => term()}) ->
+    ok | {error, {bad_setting, Key :: atom(), Explanation :: string()}}.
+check_values(Set) ->
+    Bad = [
+        {Key, "must be " ++ Wanted}
+     || {Key, _, Check, Wanted} <- table(), is_map_key(Key, Set), not Check(map_get(Key, Set))
+    ],
+    Unknown = [{Key, "is not a setting"} || Key <- maps:keys(maps:without(maps:keys(defaults()), Set))],
+    case Bad ++ lists:sort(Unknown) of
+        [] -> ok;
+        [{Key, Explanation} | _] -> {error, {bad_setting, Key, Explanation}}
+    end.
+
+defaults() ->
+    maps:from_list([{Key, Default} || {Key, Default, _, _} <- table()]).
+
+is_program(undefined) -> true;
+is_program(Path) -> is_path(Path).
+
+is_path_list(Paths) ->
+    is_list(Paths) andalso lists:all(fun is_path/1, Paths).
+
+is_path(Path) when is_binary(Path) -> Path =/= <<>>;
+is_path([_ | _] = Path) -> io_lib:char_list(Path);
+is_path(_) -> false.
+
+is_positive(N) -> is_integer(N) andalso N > 0.
+
+is_count(N) -> is_integer(N) andalso N >= 0.
+
+is_small(N) -> is_integer(N) andalso N >= 1 andalso N =< 256.
+
+is_level(Level) -> lists:member(Level, [debug, info, warning, error, critical]).

@@ -1,0 +1,33 @@
+%%% The top of the supervision tree. No child depends on another's process: Python never ends once it
+%%% runs, and the table of contexts belongs to this supervisor.
+-module(py_reactor_sup).
+
+-behaviour(supervisor).
+
+%% API
+-export([start_link/1]).
+
+%% supervisor callbacks
+-export([init/1]).
+
+-spec start_link(py_reactor_settings:settings()) -> supervisor:startlink_ret().
+start_link(Settings) ->
+    supervisor:start_link({local, ?MODULE}, ?MODULE, Settings).
+
+%% @private
+-spec init(py_reactor_settings:settings()) ->
+    {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
+init(#{contexts := Size} = Settings) ->
+    ok = py_reactor_pool:make_table(),
+    Child = fun(Module, Argument) ->
+        #{id => Module, start => {Module, start_link, Argument}}
+    end,
+    Supervisor = fun(Module, Argument) ->
+        (Child(Module, Argument))#{type => supervisor, shutdown => infinity}
+    end,
+    {ok, {#{strategy => one_for_one}, [
+        Child(py_reactor_log, []),
+        Child(py_reactor_python, [Settings]),
+        Child(py_reactor_pool, [Size]),
+        Supervisor(py_reactor_context_sup, [Size])
+    ]}}.

@@ -1,0 +1,386 @@
+//! The call threads: where `py:exec`, `py:eval` and `py:call` run.
+//!
+//! A fixed number of threads takes calls from one bounded queue; when it is full the caller is told
+//! at once. Each thread keeps its Python thread state for life, so that `threading.local` and what
+//! libraries keep for each thread last from call to call. A call that is given up while it runs is
+//! interrupted: the exception `erlang.Interrupted` is raised in its thread, and only while that very
+//! call runs there, which the GIL makes certain.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use parking_lot::Mutex;
+use pyo3::exceptions::PySystemExit;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use reactor_python::value::{ConversionError, Types, Value, from_python, map_to_python, to_python};
+use rustler::types::atom::{error, ok};
+use rustler::{Encoder, Env, Term};
+
+use crate::beam::term::encode;
+use crate::log::{Level, log};
+use crate::python::interpreter::{self, STACK_BYTES, on_main_thread};
+use crate::python::library;
+use crate::ticket::Ticket;
+
+/// Calls that may wait: at a millisecond each the last one waits about a quarter of a second.
+const MAX_QUEUED: usize = 1_024;
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Exec(String),
+    Eval {
+        expression: String,
+        locals: Vec<(Value, Value)>,
+    },
+    Call {
+        module: String,
+        function: String,
+        args: Vec<Value>,
+        kwargs: Vec<(Value, Value)>,
+    },
+}
+
+/// Work, and who wants to know. Nobody for a cast: its errors are logged.
+pub(crate) struct Call {
+    pub(crate) work: Work,
+    pub(crate) ticket: Option<Ticket>,
+}
+
+/// Why a call was not taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Refused {
+    Overload,
+    NotRunning,
+}
+
+static POOL: Mutex<Option<Pool>> = Mutex::new(None);
+
+struct Pool {
+    queue: Sender<Call>,
+    stopping: Arc<AtomicBool>,
+    seats: Vec<Arc<Seat>>,
+}
+
+/// A call thread as others see it.
+#[derive(Default)]
+struct Seat {
+    /// Of `threading.get_ident()`; 0 until the thread runs.
+    thread: AtomicU64,
+    /// The number of the call that runs, 0 between calls. Changes under the GIL only.
+    current: AtomicU64,
+    /// An exception was raised for the current call. Changes under the GIL only.
+    raised: AtomicBool,
+}
+
+/// Starts the threads. Python must be running.
+///
+/// # Errors
+/// A sentence for the operator.
+pub(crate) fn start(threads: usize) -> Result<(), String> {
+    stop();
+    let (queue, calls) = bounded(MAX_QUEUED);
+    let stopping = Arc::new(AtomicBool::new(false));
+    let seats: Vec<Arc<Seat>> = (0..threads).map(|_| Arc::default()).collect();
+    for (index, seat) in seats.iter().enumerate() {
+        let (calls, seat, stopping) = (calls.clone(), seat.clone(), stopping.clone());
+        thread::Builder::new()
+            .name(format!("py call {}", index + 1))
+            .stack_size(STACK_BYTES)
+            .spawn(move || serve(&calls, &seat, &stopping))
+            .map_err(|error| format!("cannot make a call thread: {error}"))?;
+    }
+    *POOL.lock() = Some(Pool {
+        queue,
+        stopping,
+        seats,
+    });
+    Ok(())
+}
+
+/// Stops the threads: what waits is answered `{error, stopped}`, what runs is interrupted. A thread
+/// whose call does not heed the interrupt ends with it.
+pub(crate) fn stop() {
+    let pool = POOL.lock().take();
+    if let Some(pool) = pool {
+        pool.stopping.store(true, Ordering::Release);
+        for seat in pool.seats {
+            on_main_thread(Box::new(move |py| {
+                let current = seat.current.load(Ordering::Acquire);
+                seat.interrupt(py, current);
+            }));
+        }
+    }
+}
+
+/// Queues a call.
+///
+/// # Errors
+/// [`Refused`]; the caller's ticket is withdrawn.
+pub(crate) fn submit(call: Call) -> Result<(), Refused> {
+    let queue = POOL.lock().as_ref().map(|pool| pool.queue.clone());
+    let (call, refused) = match queue {
+        None => (call, Refused::NotRunning),
+        Some(queue) => match queue.try_send(call) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(call)) => (call, Refused::Overload),
+            Err(TrySendError::Disconnected(call)) => (call, Refused::NotRunning),
+        },
+    };
+    if let Some(ticket) = call.ticket {
+        ticket.withdraw();
+    }
+    Err(refused)
+}
+
+fn serve(calls: &Receiver<Call>, seat: &Arc<Seat>, stopping: &AtomicBool) {
+    Python::attach(|py| {
+        let mut runner = match Runner::new(py, seat.clone()) {
+            Ok(runner) => runner,
+            Err(error) => {
+                let text = format!("a call thread cannot start: {error}");
+                return log(Level::Critical, text, Vec::new());
+            }
+        };
+        while let Ok(call) = py.detach(|| calls.recv()) {
+            // When stopping, dropping the call answers it.
+            if !stopping.load(Ordering::Acquire) {
+                runner.run(py, call);
+            }
+            library::guard_exit();
+        }
+    });
+}
+
+impl Seat {
+    /// Raises Interrupted in the thread if it still runs that call.
+    fn interrupt(&self, py: Python<'_>, number: u64) {
+        if number == 0 || self.current.load(Ordering::Acquire) != number {
+            return;
+        }
+        match interrupted_class(py) {
+            Ok(class) => {
+                self.raised.store(true, Ordering::Release);
+                interpreter::raise_in_thread(self.thread.load(Ordering::Acquire), &class);
+            }
+            Err(error) => log(Level::Error, error.to_string(), Vec::new()),
+        }
+    }
+
+    /// The call is over: what was raised for it and has not arrived must not hit the next one.
+    fn vacate(&self, py: Python<'_>) {
+        self.current.store(0, Ordering::Release);
+        if self.raised.swap(false, Ordering::AcqRel) {
+            interpreter::clear_raised(py, self.thread.load(Ordering::Acquire));
+        }
+    }
+}
+
+/// `erlang.Interrupted` of the current interpreter.
+pub(crate) fn interrupted_class(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    py.import("erlang")?.getattr("Interrupted")
+}
+
+/// One thread's Python side.
+struct Runner {
+    seat: Arc<Seat>,
+    types: Types,
+    /// The module `erlang._calls`.
+    helpers: Py<PyModule>,
+    /// Calls taken so far.
+    number: u64,
+}
+
+/// What came of a call.
+enum Outcome {
+    Done,
+    Value(Value),
+    Failed(Failure),
+}
+
+/// An exception, as `{error, {Class, Message, Traceback}}` tells it.
+#[derive(Default)]
+pub(crate) struct Failure {
+    class: String,
+    message: String,
+    traceback: String,
+}
+
+impl Runner {
+    fn new(py: Python<'_>, seat: Arc<Seat>) -> PyResult<Runner> {
+        let thread = py
+            .import("threading")?
+            .call_method0("get_ident")?
+            .extract()?;
+        seat.thread.store(thread, Ordering::Release);
+        Ok(Runner {
+            seat,
+            types: Types::load(py)?,
+            helpers: py.import("erlang._calls")?.unbind(),
+            number: 0,
+        })
+    }
+
+    fn run(&mut self, py: Python<'_>, call: Call) {
+        self.number += 1;
+        let number = self.number;
+        if let Some(ticket) = &call.ticket {
+            let seat = self.seat.clone();
+            let interrupt = move || {
+                let seat = seat.clone();
+                on_main_thread(Box::new(move |py| seat.interrupt(py, number)));
+            };
+            if !ticket.begin(interrupt) {
+                return;
+            }
+        }
+        self.seat.current.store(number, Ordering::Release);
+        let result = catch_unwind(AssertUnwindSafe(|| self.perform(py, &call.work)));
+        self.seat.vacate(py);
+        let Ok(result) = result else {
+            let text = format!("a panic in {:?}", call.work);
+            return log(Level::Error, text, Vec::new());
+        };
+        if library::is_forked_child() {
+            self.leave_child(py, result.err());
+        }
+        let outcome = self.outcome(py, &call.work, result);
+        report(call.ticket, outcome);
+    }
+
+    fn perform<'py>(&self, py: Python<'py>, work: &Work) -> PyResult<Bound<'py, PyAny>> {
+        let helpers = self.helpers.bind(py);
+        match work {
+            Work::Exec(code) => helpers.call_method1("execute", (code,)),
+            Work::Eval { expression, locals } => {
+                let locals = map_to_python(py, locals, &self.types)?;
+                helpers.call_method1("evaluate", (expression, locals))
+            }
+            Work::Call {
+                module,
+                function,
+                args,
+                kwargs,
+            } => {
+                let kwargs: Bound<'_, PyDict> = map_to_python(py, kwargs, &self.types)?;
+                let args: Vec<Bound<'_, PyAny>> = args
+                    .iter()
+                    .map(|arg| to_python(py, arg, &self.types))
+                    .collect::<PyResult<_>>()?;
+                let args = PyTuple::new(py, args)?;
+                helpers.call_method1("call", (module, function, args, kwargs))
+            }
+        }
+    }
+
+    fn outcome(&self, py: Python<'_>, work: &Work, result: PyResult<Bound<'_, PyAny>>) -> Outcome {
+        match (work, result) {
+            (_, Err(error)) => Outcome::Failed(self.failure(py, &error)),
+            (Work::Exec(_), Ok(_)) => Outcome::Done,
+            (Work::Eval { .. } | Work::Call { .. }, Ok(object)) => {
+                match from_python(&object, &self.types) {
+                    Ok(value) => Outcome::Value(value),
+                    Err(error) => Outcome::Failed(error.into()),
+                }
+            }
+        }
+    }
+
+    fn failure(&self, py: Python<'_>, error: &PyErr) -> Failure {
+        let described: PyResult<(String, String, String)> = self
+            .helpers
+            .bind(py)
+            // Only the exception that was taken out of the PyErr has its traceback with it.
+            .call_method1("describe", (error.clone_ref(py).into_value(py),))
+            .and_then(|parts| parts.extract());
+        match described {
+            Ok((class, message, traceback)) => Failure {
+                class,
+                message,
+                traceback,
+            },
+            // Out of memory, most likely: the class is better than nothing.
+            Err(_) => Failure {
+                class: error
+                    .get_type(py)
+                    .name()
+                    .map_or_else(|_| "Exception".to_owned(), |name| name.to_string()),
+                ..Failure::default()
+            },
+        }
+    }
+
+    /// The user's code forked, and the child came back here. It must not serve the parent's calls.
+    fn leave_child(&self, py: Python<'_>, error: Option<PyErr>) -> ! {
+        let status = match error {
+            None => 0,
+            Some(error) if error.is_instance_of::<PySystemExit>(py) => exit_code(py, &error),
+            Some(error) => {
+                let failure = self.failure(py, &error);
+                eprintln!("{}", failure.traceback);
+                1
+            }
+        };
+        let _ = self.helpers.bind(py).call_method0("flush");
+        library::leave(status)
+    }
+}
+
+/// As Python's own: no code is success, a number is itself, anything else is failure.
+fn exit_code(py: Python<'_>, error: &PyErr) -> i32 {
+    match error.value(py).getattr("code") {
+        Ok(code) if code.is_none() => 0,
+        Ok(code) => code.extract().unwrap_or(1),
+        Err(_) => 1,
+    }
+}
+
+fn report(ticket: Option<Ticket>, outcome: Outcome) {
+    match (ticket, outcome) {
+        (Some(ticket), outcome) => ticket.answer(move |env| outcome.encode(env)),
+        (None, Outcome::Failed(failure)) => log(
+            Level::Error,
+            format!("a cast failed: {}: {}", failure.class, failure.message),
+            vec![("traceback", failure.traceback)],
+        ),
+        (None, Outcome::Done | Outcome::Value(_)) => {}
+    }
+}
+
+impl From<ConversionError> for Failure {
+    fn from(error: ConversionError) -> Failure {
+        Failure {
+            class: error.class().to_owned(),
+            message: error.to_string(),
+            traceback: String::new(),
+        }
+    }
+}
+
+impl Encoder for Outcome {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            Outcome::Done => ok().encode(env),
+            Outcome::Failed(failure) => failure.encode(env),
+            Outcome::Value(value) => match encode(env, value) {
+                Ok(term) => (ok(), term).encode(env),
+                Err(error) => Failure::from(error).encode(env),
+            },
+        }
+    }
+}
+
+impl Encoder for Failure {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        let parts = (
+            self.class.as_str(),
+            self.message.as_str(),
+            self.traceback.as_str(),
+        );
+        (error(), parts).encode(env)
+    }
+}

@@ -1,0 +1,75 @@
+//! Python exceptions as text, for people and for Erlang.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyString, PyType};
+
+/// The most of a message or traceback that is kept.
+const MAX_TEXT_BYTES: usize = 16 * 1024;
+
+/// An exception, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// The name of its class; with its module, unless that is `builtins`.
+    pub class: String,
+    /// What `str()` says of it.
+    pub message: String,
+    /// The traceback as the interpreter would print it.
+    pub traceback: String,
+}
+
+/// Describes any exception, also one that cannot be printed.
+#[must_use]
+pub fn describe(py: Python<'_>, error: &PyErr) -> Description {
+    let class = class_name(&error.get_type(py));
+    let message = match error.value(py).str() {
+        Ok(text) => lossy(&text),
+        Err(_) => format!("<unprintable {class} object>"),
+    };
+    let traceback = traceback(py, error).unwrap_or_else(|_| format!("{class}: {message}\n"));
+    Description {
+        class,
+        message: shorten(message),
+        traceback: shorten(traceback),
+    }
+}
+
+/// The name of a class, with its module unless that is `builtins`.
+#[must_use]
+pub fn class_name(class: &Bound<'_, PyType>) -> String {
+    let part = |name: &str| {
+        let value = class.getattr(name).ok()?;
+        value.cast::<PyString>().ok().map(lossy)
+    };
+    let name = part("__qualname__").unwrap_or_else(|| "?".to_owned());
+    match part("__module__") {
+        Some(module) if module != "builtins" => format!("{module}.{name}"),
+        _ => name,
+    }
+}
+
+fn traceback(py: Python<'_>, error: &PyErr) -> PyResult<String> {
+    let lines = py
+        .import("traceback")?
+        .call_method1("format_exception", (error.value(py),))?;
+    let text = PyString::new(py, "").call_method1("join", (lines,))?;
+    Ok(lossy(text.cast::<PyString>()?))
+}
+
+fn lossy(text: &Bound<'_, PyString>) -> String {
+    text.to_string_lossy().into_owned()
+}
+
+/// Keeps the beginning and the end: the end says what happened, the beginning where.
+fn shorten(text: String) -> String {
+    if text.len() <= MAX_TEXT_BYTES {
+        return text;
+    }
+    let head = text.floor_char_boundary(MAX_TEXT_BYTES / 2);
+    let tail = text.ceil_char_boundary(text.len() - MAX_TEXT_BYTES / 2);
+    format!(
+        "{}\n... ({} bytes left out) ...\n{}",
+        &text[..head],
+        tail - head,
+        &text[tail..]
+    )
+}

@@ -1,0 +1,156 @@
+//! What `erlang.reactor` asks of native code: functions of the module `_erlang`.
+//!
+//! Each takes the handle of a connection first. Where the connection is over they raise
+//! `BrokenPipeError`, so that a loop around `write` ends.
+
+use std::os::fd::RawFd;
+
+use nix::errno::Errno;
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{
+    PyBlockingIOError, PyBrokenPipeError, PyOSError, PyRuntimeError, PyValueError,
+};
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyTuple};
+use reactor::{Action, AdoptError, Descriptor, Flushed, MAX_READ_BYTES, Received};
+
+use crate::buffer;
+use crate::handle;
+
+/// Adds the functions to the module `_erlang` of one interpreter.
+///
+/// # Errors
+/// Python is out of memory.
+pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(connection_read, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_write, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_flush, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_resume, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_peer, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_open, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_close, module)?)
+}
+
+/// Reads at most `size` bytes, and never more than 64 KiB.
+#[pyfunction]
+fn connection_read<'py>(
+    py: Python<'py>,
+    connection: &Bound<'py, PyAny>,
+    size: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    if size == 0 {
+        return Err(PyValueError::new_err("size must be at least 1"));
+    }
+    let Some(descriptor) = handle::descriptor(connection)? else {
+        return Ok(PyBytes::new(py, b""));
+    };
+    let mut buffer = vec![0; size.min(MAX_READ_BYTES)];
+    match descriptor.receive(&mut buffer) {
+        Ok(Received::Data { length, .. } | Received::Datagram { length }) => {
+            Ok(PyBytes::new(py, &buffer[..length]))
+        }
+        Ok(Received::WouldBlock) => Err(PyBlockingIOError::new_err((
+            Errno::EAGAIN as i32,
+            "nothing to read yet",
+        ))),
+        Ok(Received::Eof) | Err(_) => Ok(PyBytes::new(py, b"")),
+    }
+}
+
+/// Hands `data` to the kernel; returns how many bytes it took.
+#[pyfunction]
+fn connection_write(connection: &Bound<'_, PyAny>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let descriptor = open(connection)?;
+    if let Ok(bytes) = data.cast::<PyBytes>() {
+        return send(&descriptor, bytes.as_bytes());
+    }
+    if let Ok(bytes) = data.cast::<PyByteArray>() {
+        return handle::with_bytes(bytes, |bytes| send(&descriptor, bytes));
+    }
+    let bytes = PyBuffer::<u8>::get(data)?.to_vec(data.py())?;
+    send(&descriptor, &bytes)
+}
+
+/// The first failure of a stream is not raised: the engine sees it and closes the
+/// connection, whatever the callback goes on to do.
+fn send(descriptor: &Descriptor, bytes: &[u8]) -> PyResult<usize> {
+    match descriptor.send(bytes) {
+        Ok(length) => Ok(length),
+        Err(errno) if descriptor.kind().is_datagram() => Err(os_error(errno)),
+        Err(_) => Ok(0),
+    }
+}
+
+/// Sends what is in `buffer` and removes it there; returns whether all is sent.
+#[pyfunction]
+fn connection_flush(
+    connection: &Bound<'_, PyAny>,
+    buffer: &Bound<'_, PyByteArray>,
+) -> PyResult<bool> {
+    match buffer::flush(&*open(connection)?, buffer)? {
+        Flushed::All => Ok(true),
+        Flushed::Blocked => Ok(false),
+        // Closed by the engine in a moment; nothing will be sent any more.
+        Flushed::Failed(_) => Ok(true),
+    }
+}
+
+/// Gives a connection an action from outside its callbacks, from any thread.
+#[pyfunction]
+fn connection_resume(connection: &Bound<'_, PyAny>, action: &str) -> PyResult<bool> {
+    let Some(action) = Action::from_word(action) else {
+        return Err(PyValueError::new_err(format!("{action:?} is no action")));
+    };
+    let Some(descriptor) = handle::descriptor(connection)? else {
+        return Ok(false);
+    };
+    let Some(owner) = descriptor.owner() else {
+        return Err(PyValueError::new_err("the connection is driven by hand"));
+    };
+    match owner.resume(action) {
+        Ok(()) => Ok(true),
+        Err(reactor::SendError::Closed) => Ok(false),
+        Err(error @ reactor::SendError::Full) => Err(PyRuntimeError::new_err(error.to_string())),
+    }
+}
+
+/// The address of the peer, or of the sender of the last datagram.
+#[pyfunction]
+fn connection_peer<'py>(connection: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+    match handle::descriptor(connection)?.and_then(|descriptor| descriptor.peer()) {
+        Some(address) => buffer::address(connection.py(), &address).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Duplicates a descriptor that no engine serves. Returns its handle and its kind.
+#[pyfunction]
+fn connection_open<'py>(py: Python<'py>, fd: RawFd) -> PyResult<(Bound<'py, PyAny>, &'static str)> {
+    let descriptor = handle::adopt(fd).map_err(|error| match error {
+        AdoptError::BadDescriptor => os_error(Errno::EBADF),
+        AdoptError::System(errno) => os_error(errno),
+        AdoptError::Unsupported(_) => PyValueError::new_err(error.to_string()),
+    })?;
+    let kind = descriptor.kind().name();
+    Ok((handle::by_hand(py, &descriptor)?.into_any(), kind))
+}
+
+/// Closes what `connection_open` opened.
+#[pyfunction]
+fn connection_close(connection: &Bound<'_, PyAny>) -> PyResult<()> {
+    handle::close(connection)
+}
+
+fn open(connection: &Bound<'_, PyAny>) -> PyResult<std::sync::Arc<Descriptor>> {
+    match handle::descriptor(connection)? {
+        Some(descriptor) if descriptor.fault().is_none() && !descriptor.is_gone() => Ok(descriptor),
+        _ => Err(PyBrokenPipeError::new_err((
+            Errno::EPIPE as i32,
+            "the connection is closed",
+        ))),
+    }
+}
+
+fn os_error(errno: Errno) -> PyErr {
+    PyOSError::new_err((errno as i32, errno.desc()))
+}

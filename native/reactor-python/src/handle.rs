@@ -1,0 +1,104 @@
+//! The Python handle of a connection: a capsule that names a descriptor without owning it.
+//!
+//! A protocol object may outlive its connection, and other threads may hold it. So its
+//! handle is weak: when the engine lets a connection go its descriptor is closed at once,
+//! whatever Python still refers to. A capsule, unlike a class of ours, belongs to no
+//! interpreter in particular.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyCapsule};
+use reactor::{AdoptError, Descriptor};
+
+const NAME: &CStr = c"py_reactor.connection";
+
+/// What a capsule holds.
+struct Handle {
+    descriptor: Weak<Descriptor>,
+    /// Set for a descriptor that no engine serves: the handle itself keeps it open.
+    by_hand: Mutex<Option<Arc<Descriptor>>>,
+}
+
+/// Duplicates the descriptor with this number.
+pub fn adopt(number: RawFd) -> Result<Arc<Descriptor>, AdoptError> {
+    if number < 0 {
+        return Err(AdoptError::BadDescriptor);
+    }
+    // SAFETY: the number is not -1. It is only asked what it is and duplicated, both of which
+    // the kernel refuses for a number that is not open.
+    Descriptor::adopt(unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+/// A handle of a connection that an engine serves.
+pub(crate) fn served<'py>(
+    py: Python<'py>,
+    descriptor: &Arc<Descriptor>,
+) -> PyResult<Bound<'py, PyCapsule>> {
+    capsule(py, descriptor, None)
+}
+
+/// A handle that keeps its descriptor open until [`close`].
+pub(crate) fn by_hand<'py>(
+    py: Python<'py>,
+    descriptor: &Arc<Descriptor>,
+) -> PyResult<Bound<'py, PyCapsule>> {
+    capsule(py, descriptor, Some(Arc::clone(descriptor)))
+}
+
+fn capsule<'py>(
+    py: Python<'py>,
+    descriptor: &Arc<Descriptor>,
+    by_hand: Option<Arc<Descriptor>>,
+) -> PyResult<Bound<'py, PyCapsule>> {
+    let handle = Handle {
+        descriptor: Arc::downgrade(descriptor),
+        by_hand: Mutex::new(by_hand),
+    };
+    PyCapsule::new_with_value(py, handle, NAME)
+}
+
+/// The open descriptor behind a handle, `None` after its end.
+pub(crate) fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<Option<Arc<Descriptor>>> {
+    Ok(handle(object)?.descriptor.upgrade())
+}
+
+/// Closes a descriptor that is driven by hand; one that an engine serves is left alone.
+pub(crate) fn close(object: &Bound<'_, PyAny>) -> PyResult<()> {
+    let descriptor = handle(object)?.by_hand.lock().take();
+    drop(descriptor);
+    Ok(())
+}
+
+fn handle<'a>(object: &'a Bound<'_, PyAny>) -> PyResult<&'a Handle> {
+    if object.is_none() {
+        return Err(PyValueError::new_err("the protocol has no connection yet"));
+    }
+    let capsule = object
+        .cast::<PyCapsule>()
+        .map_err(|_| PyTypeError::new_err("not the handle of a connection"))?;
+    let pointer = capsule
+        .pointer_checked(Some(NAME))
+        .map_err(|_| PyTypeError::new_err("not the handle of a connection"))?;
+    // SAFETY: only `capsule` above makes capsules of this name, each around a `Handle`, which
+    // lives as long as the capsule; the result borrows from `object`, which keeps it alive.
+    Ok(unsafe { pointer.cast::<Handle>().as_ref() })
+}
+
+/// Runs `use_bytes` on the content of a bytearray without copying it.
+///
+/// `use_bytes` must not run Python code: it could change the bytearray. It gets no token to
+/// do so, and the worker stays attached meanwhile.
+pub(crate) fn with_bytes<T>(
+    buffer: &Bound<'_, PyByteArray>,
+    use_bytes: impl FnOnce(&[u8]) -> T,
+) -> T {
+    // SAFETY: nobody resizes the bytearray while the slice lives: this thread holds the GIL
+    // and `use_bytes`, which is one system call, neither runs Python nor lets the GIL go.
+    use_bytes(unsafe { buffer.as_bytes() })
+}

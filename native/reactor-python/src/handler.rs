@@ -1,0 +1,473 @@
+//! The engine's handler that calls Python protocols.
+//!
+//! Everything here happens on one worker thread, which stays attached to its interpreter
+//! except while it sleeps. Names, classes and the protocol factory belong to the context,
+//! not to the process, so that a context may have an interpreter of its own.
+
+use std::sync::Arc;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString};
+use reactor::{Action, Counters, Descriptor, Flushed, Handler, Reason, Verdict};
+
+use crate::activity::Activity;
+use crate::buffer;
+use crate::exception::{Description, class_name, describe};
+use crate::handle;
+use crate::names::{Callback, Names};
+use crate::value::{self, Types, Value};
+
+/// Tells whoever handed a descriptor in what became of it.
+pub type Reply = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
+
+/// Why a descriptor did not become a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nobody called `set_protocol_factory`.
+    NoProtocolFactory,
+    /// The factory or `connection_made` failed: the traceback.
+    Protocol(String),
+    /// The context is full.
+    Overload,
+}
+
+/// What comes with a descriptor.
+pub struct Opening {
+    /// What the acceptor says of the client: a map.
+    pub info: Value,
+    /// Called once, unless the context ends first.
+    pub reply: Reply,
+}
+
+/// A failure for the log.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// What was going on: the name of a callback.
+    pub callback: &'static str,
+    /// The class of the protocol, or `?` before there is one.
+    pub protocol: String,
+    /// The number of the descriptor.
+    pub fd: i32,
+    /// The address of the peer, as text.
+    pub peer: String,
+    /// What went wrong.
+    pub failure: Description,
+}
+
+/// What the handler needs of the process around it. All calls come on the worker, inside
+/// the interpreter; none may wait.
+pub trait Surroundings {
+    /// A callback failed.
+    fn report(&self, report: Report);
+
+    /// A callback has come back, maybe in a child that it forked.
+    fn callback_returned(&self);
+
+    /// The worker is about to sleep.
+    fn resting(&self);
+}
+
+/// A protocol and its descriptor's handle.
+pub struct Connection<'py> {
+    protocol: Bound<'py, PyAny>,
+    /// `write_ready` is the inherited one: the engine can send by itself.
+    sends_natively: bool,
+    /// `datagram_received` is overridden.
+    takes_datagrams: bool,
+}
+
+/// Calls Python protocols for an engine.
+pub struct PythonHandler<'py, S> {
+    py: Python<'py>,
+    names: Names<'py>,
+    types: Types,
+    counters: Arc<Counters>,
+    activity: Arc<Activity>,
+    surroundings: S,
+}
+
+impl<'py, S: Surroundings> PythonHandler<'py, S> {
+    /// A handler for the interpreter that `py` is attached to.
+    ///
+    /// # Errors
+    /// The package `erlang` cannot be imported.
+    pub fn new(
+        py: Python<'py>,
+        counters: Arc<Counters>,
+        activity: Arc<Activity>,
+        surroundings: S,
+    ) -> PyResult<Self> {
+        activity.bind_to_this_thread(py)?;
+        Ok(Self {
+            py,
+            names: Names::new(py)?,
+            types: Types::load(py)?,
+            counters,
+            activity,
+            surroundings,
+        })
+    }
+
+    /// Runs Python code of the user.
+    fn watch<T>(&self, callback: impl FnOnce() -> T) -> T {
+        let result = self.activity.watch(self.py, callback);
+        self.surroundings.callback_returned();
+        result
+    }
+
+    /// Makes the protocol of a new connection and gives it its attributes.
+    fn make(
+        &self,
+        factory: &Bound<'py, PyAny>,
+        descriptor: &Arc<Descriptor>,
+        info: &Value,
+    ) -> PyResult<(Connection<'py>, Bound<'py, PyDict>)> {
+        let names = &self.names;
+        let protocol = self.watch(|| factory.call0())?;
+        if !protocol.is_instance(&names.protocol_class)? {
+            let class = class_name(&protocol.get_type());
+            return Err(PyTypeError::new_err(format!(
+                "the protocol factory returned {class}, not a Protocol"
+            )));
+        }
+        if !protocol.getattr(&names.handle)?.is_none() {
+            return Err(PyTypeError::new_err(
+                "the protocol factory returned a protocol that has a connection already",
+            ));
+        }
+        let client_info = self.client_info(descriptor, info)?;
+        let peer = descriptor.peer();
+        let peer = peer
+            .map(|peer| buffer::address(self.py, &peer))
+            .transpose()?;
+        protocol.setattr(&names.handle, handle::served(self.py, descriptor)?)?;
+        protocol.setattr(&names.fd, descriptor.number())?;
+        protocol.setattr(&names.peer, peer)?;
+        protocol.setattr(&names.client_info, &client_info)?;
+        let connection = Connection {
+            sends_natively: names.inherits(&protocol, Callback::WriteReady),
+            takes_datagrams: !names.inherits(&protocol, Callback::DatagramReceived),
+            protocol,
+        };
+        Ok((connection, client_info))
+    }
+
+    /// `info` as a dict, completed from the socket.
+    fn client_info(
+        &self,
+        descriptor: &Arc<Descriptor>,
+        info: &Value,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let client_info = value::to_python(self.py, info, &self.types)?.cast_into::<PyDict>()?;
+        let fill = |key: &Bound<'py, PyString>, value: Option<Bound<'py, PyAny>>| match value {
+            Some(value) if !client_info.contains(key)? => client_info.set_item(key, value),
+            _ => Ok(()),
+        };
+        let names = &self.names;
+        fill(
+            &names.kind,
+            Some(PyString::new(self.py, descriptor.kind().name()).into_any()),
+        )?;
+        let complete = client_info.contains(&names.addr)? && client_info.contains(&names.port)?;
+        if !complete && let Some(peer) = descriptor.peer() {
+            let peer = buffer::address(self.py, &peer)?;
+            fill(&names.addr, Some(peer.get_item(0)?))?;
+            fill(&names.port, peer.get_item(1).ok())?;
+        }
+        Ok(client_info)
+    }
+
+    /// Calls a method of a protocol and reads its answer.
+    fn call<A>(
+        &self,
+        connection: &Connection<'py>,
+        descriptor: &Descriptor,
+        callback: Callback,
+        arguments: A,
+    ) -> Verdict
+    where
+        A: pyo3::call::PyCallArgs<'py>,
+    {
+        self.counters.callbacks.add(1);
+        let name = self.names.of(callback);
+        let result = self.watch(|| connection.protocol.call_method1(name, arguments));
+        result
+            .and_then(|word| self.action(connection, callback, &word))
+            .map_err(|error| {
+                self.report_failure(connection, descriptor, callback.name(), &error);
+                Reason::Exception
+            })
+    }
+
+    /// Reads the answer of a callback: compared by pointer first, by value second.
+    fn action(
+        &self,
+        connection: &Connection<'py>,
+        callback: Callback,
+        word: &Bound<'py, PyAny>,
+    ) -> PyResult<Action> {
+        if let Some(action) = self.names.action_of(word) {
+            return Ok(action);
+        }
+        if word.is_none() {
+            let empty = self.write_buffer(connection)?.is_empty();
+            return Ok(if empty {
+                Action::ReadPending
+            } else {
+                Action::WritePending
+            });
+        }
+        word.cast::<PyString>()
+            .ok()
+            .and_then(|word| Action::from_word(word.to_str().ok()?))
+            .ok_or_else(|| {
+                let what = word.repr().map_or_else(
+                    |_| "something unprintable".to_owned(),
+                    |text| text.to_string_lossy().chars().take(80).collect(),
+                );
+                PyTypeError::new_err(format!(
+                    "{} returned {what} ({}), which is no action",
+                    callback.name(),
+                    class_name(&word.get_type()),
+                ))
+            })
+    }
+
+    fn write_buffer(&self, connection: &Connection<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+        let buffer = connection.protocol.getattr(&self.names.write_buffer)?;
+        buffer.cast_into::<PyByteArray>().map_err(|error| {
+            let class = class_name(&error.into_inner().get_type());
+            PyTypeError::new_err(format!("write_buffer is a {class}, not a bytearray"))
+        })
+    }
+
+    /// Sends what is in `write_buffer`.
+    fn send_buffer(&self, connection: &Connection<'py>, descriptor: &Descriptor) -> Flushed {
+        let flushed = self
+            .write_buffer(connection)
+            .and_then(|buffer| buffer::flush(descriptor, &buffer));
+        flushed.unwrap_or_else(|error| {
+            self.report_failure(connection, descriptor, "write_ready", &error);
+            Flushed::Failed(Reason::Exception)
+        })
+    }
+
+    fn report_failure(
+        &self,
+        connection: &Connection<'py>,
+        descriptor: &Descriptor,
+        callback: &'static str,
+        error: &PyErr,
+    ) {
+        let protocol = class_name(&connection.protocol.get_type());
+        self.report_error(protocol, descriptor, callback, describe(self.py, error));
+    }
+
+    fn report_error(
+        &self,
+        protocol: String,
+        descriptor: &Descriptor,
+        callback: &'static str,
+        failure: Description,
+    ) {
+        self.counters.exceptions.add(1);
+        self.surroundings.report(Report {
+            callback,
+            protocol,
+            fd: descriptor.number(),
+            peer: descriptor
+                .peer()
+                .map_or_else(String::new, |peer| peer.to_string()),
+            failure,
+        });
+    }
+
+    /// Marks a protocol closed, forgets it and tells it.
+    fn end(&self, connection: &Connection<'py>, descriptor: &Descriptor, reason: Reason) {
+        let names = &self.names;
+        let protocol = &connection.protocol;
+        let ended = protocol
+            .setattr(&names.closed, true)
+            .and_then(|()| protocol.setattr(&names.close_reason, reason.to_string()))
+            .and_then(|()| self.unlist(protocol, descriptor));
+        if let Err(error) = ended {
+            self.report_failure(connection, descriptor, "connection_lost", &error);
+        }
+        self.counters.callbacks.add(1);
+        let lost = self.watch(|| protocol.call_method0(self.names.of(Callback::ConnectionLost)));
+        if let Err(error) = lost {
+            self.report_failure(connection, descriptor, "connection_lost", &error);
+        }
+    }
+
+    /// Takes a protocol off the list, unless its number has passed to another one.
+    fn unlist(&self, protocol: &Bound<'py, PyAny>, descriptor: &Descriptor) -> PyResult<()> {
+        let protocols = &self.names.protocols;
+        match protocols.get_item(descriptor.number())? {
+            Some(listed) if listed.is(protocol) => protocols.del_item(descriptor.number()),
+            _ => Ok(()),
+        }
+    }
+
+    fn open(
+        &self,
+        descriptor: &Arc<Descriptor>,
+        info: &Value,
+    ) -> Result<(Connection<'py>, Verdict), Refusal> {
+        let factory = self.names.registry.getattr(&self.names.factory);
+        let factory = factory.map_err(|error| self.refusal(descriptor, "factory", &error))?;
+        if factory.is_none() {
+            return Err(Refusal::NoProtocolFactory);
+        }
+        let (connection, client_info) = self
+            .make(&factory, descriptor, info)
+            .map_err(|error| self.refusal(descriptor, "factory", &error))?;
+        let fd = descriptor.number();
+        if let Err(error) = self.names.protocols.set_item(fd, &connection.protocol) {
+            self.end(&connection, descriptor, Reason::Exception);
+            return Err(self.refusal(descriptor, "factory", &error));
+        }
+        self.counters.callbacks.add(1);
+        let made = self.watch(|| {
+            let name = self.names.of(Callback::ConnectionMade);
+            connection.protocol.call_method1(name, (fd, client_info))
+        });
+        let action =
+            made.and_then(|word| self.action(&connection, Callback::ConnectionMade, &word));
+        match action {
+            Ok(action) => Ok((connection, Ok(action))),
+            Err(error) => {
+                let description = describe(self.py, &error);
+                let protocol = class_name(&connection.protocol.get_type());
+                let traceback = description.traceback.clone();
+                self.report_error(protocol, descriptor, "connection_made", description);
+                self.end(&connection, descriptor, Reason::Exception);
+                Err(Refusal::Protocol(traceback))
+            }
+        }
+    }
+
+    fn refusal(&self, descriptor: &Descriptor, callback: &'static str, error: &PyErr) -> Refusal {
+        let description = describe(self.py, error);
+        let traceback = description.traceback.clone();
+        self.report_error("?".to_owned(), descriptor, callback, description);
+        Refusal::Protocol(traceback)
+    }
+}
+
+impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
+    type Connection = Connection<'py>;
+    type Opening = Opening;
+
+    fn connected(
+        &mut self,
+        descriptor: &Arc<Descriptor>,
+        opening: Opening,
+    ) -> Option<(Connection<'py>, Verdict)> {
+        let Opening { info, reply } = opening;
+        match self.open(descriptor, &info) {
+            Ok(opened) => {
+                reply(Ok(()));
+                Some(opened)
+            }
+            Err(refusal) => {
+                reply(Err(refusal));
+                None
+            }
+        }
+    }
+
+    fn readable(
+        &mut self,
+        connection: &mut Connection<'py>,
+        descriptor: &Arc<Descriptor>,
+        data: &[u8],
+    ) -> Verdict {
+        if descriptor.kind().is_datagram() {
+            return self.datagram(connection, descriptor, data);
+        }
+        let data = PyBytes::new(self.py, data);
+        self.call(connection, descriptor, Callback::DataReceived, (data,))
+    }
+
+    fn eof(&mut self, connection: &mut Connection<'py>, descriptor: &Arc<Descriptor>) -> Verdict {
+        self.call(connection, descriptor, Callback::EofReceived, ())
+    }
+
+    fn writable(
+        &mut self,
+        connection: &mut Connection<'py>,
+        descriptor: &Arc<Descriptor>,
+    ) -> Verdict {
+        if !connection.sends_natively {
+            return self.call(connection, descriptor, Callback::WriteReady, ());
+        }
+        match self.send_buffer(connection, descriptor) {
+            Flushed::All => Ok(Action::ReadPending),
+            Flushed::Blocked => Ok(Action::Continue),
+            Flushed::Failed(reason) => Err(reason),
+        }
+    }
+
+    fn flush(&mut self, connection: &mut Connection<'py>, descriptor: &Arc<Descriptor>) -> Flushed {
+        self.send_buffer(connection, descriptor)
+    }
+
+    fn lost(&mut self, connection: Connection<'py>, descriptor: &Arc<Descriptor>, reason: Reason) {
+        self.end(&connection, descriptor, reason);
+    }
+
+    fn panicked(&mut self, descriptor: &Arc<Descriptor>, message: &str) {
+        let failure = Description {
+            class: "panic".to_owned(),
+            message: message.to_owned(),
+            traceback: String::new(),
+        };
+        self.report_error("?".to_owned(), descriptor, "panic", failure);
+    }
+
+    fn idle<T: Send>(&mut self, wait: impl FnOnce() -> T + Send) -> T {
+        self.surroundings.resting();
+        self.py.detach(wait)
+    }
+}
+
+impl<'py, S: Surroundings> PythonHandler<'py, S> {
+    fn datagram(
+        &self,
+        connection: &Connection<'py>,
+        descriptor: &Arc<Descriptor>,
+        data: &[u8],
+    ) -> Verdict {
+        let sender = self.sender(descriptor);
+        let noted = sender.and_then(|sender| {
+            connection.protocol.setattr(&self.names.peer, &sender)?;
+            Ok(sender)
+        });
+        let sender = noted.map_err(|error| {
+            self.report_failure(connection, descriptor, "datagram_received", &error);
+            Reason::Exception
+        })?;
+        let bytes = PyBytes::new(self.py, data);
+        if connection.takes_datagrams {
+            self.call(
+                connection,
+                descriptor,
+                Callback::DatagramReceived,
+                (bytes, sender),
+            )
+        } else if data.is_empty() {
+            Ok(Action::Continue)
+        } else {
+            self.call(connection, descriptor, Callback::DataReceived, (bytes,))
+        }
+    }
+
+    fn sender(&self, descriptor: &Descriptor) -> PyResult<Bound<'py, PyAny>> {
+        match descriptor.peer() {
+            Some(peer) => Ok(buffer::address(self.py, &peer)?.into_any()),
+            None => Ok(self.py.None().into_bound(self.py)),
+        }
+    }
+}
