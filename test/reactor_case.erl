@@ -14,7 +14,7 @@
 -export([listen/0, connect/1, connect/2, accept/1, open/1, open/2, open/3, handoff/1, handoff/2]).
 -export([reset/1, await_closed/1, echoes/2]).
 %% Python
--export([use/1, exec/1, eval/1, ledger/0, await_ledger/1]).
+-export([use/1, exec/1, eval/1, ledger/0, await_ledger/1, loss_reasons/0]).
 %% Waiting
 -export([wait_until/2, wait_until/3]).
 %% Counts
@@ -163,17 +163,22 @@ eval(Expression) ->
 ledger() ->
     eval("__import__('reactor_case').ledger.totals()").
 
+%% The close_reason of every counted protocol that was lost, in the order of the losses.
+loss_reasons() ->
+    eval("__import__('reactor_case').ledger.reasons").
+
 %% Waits until so many were made, and each was lost exactly once.
 await_ledger(Made) ->
     Wanted = #{<<"made">> => Made, <<"lost_once">> => Made, <<"lost_more">> => 0},
     wait_until("every protocol is lost once", fun() -> ledger() end, Wanted).
 
-%% The module `reactor_case'. It is made anew at each start; Python's modules outlive the application.
+%% The module `reactor_case', unless an earlier start has made it: Python outlives the application.
 helpers() ->
     <<
         "import sys, types\n"
-        "sys.modules['reactor_case'] = types.ModuleType('reactor_case')\n"
-        "exec('''\n"
+        "fresh = 'reactor_case' not in sys.modules\n"
+        "module = sys.modules.setdefault('reactor_case', types.ModuleType('reactor_case'))\n"
+        "if fresh: exec('''\n"
         "import collections, gc\n"
         "import erlang.reactor as reactor\n"
         "\n"
@@ -218,7 +223,7 @@ helpers() ->
         "    return dict(collections.Counter(\n"
         "        type(o).__qualname__ for o in gc.get_objects() if issubclass(type(o), reactor.Protocol)\n"
         "    ))\n"
-        "''', vars(sys.modules['reactor_case']))\n"
+        "''', vars(module))\n"
     >>.
 
 %%--------------------------------------------------------------------------------------------------
