@@ -294,7 +294,8 @@ impl Runner {
         let described: PyResult<(String, String, String)> = self
             .helpers
             .bind(py)
-            .call_method1("describe", (error.value(py),))
+            // Only the exception that was taken out of the PyErr has its traceback with it.
+            .call_method1("describe", (error.clone_ref(py).into_value(py),))
             .and_then(|parts| parts.extract());
         match described {
             Ok((class, message, traceback)) => Failure {

@@ -28,7 +28,8 @@ pub(crate) struct Connection<C, S> {
     pub(crate) reason: Reason,
     /// The kernel may have something to read.
     pub(crate) readable: bool,
-    /// The peer hung up: read on until the kernel says so, however short the reads.
+    /// The peer hung up or sent something urgent: read on until the kernel says that
+    /// nothing is left, however short the reads.
     pub(crate) hung_up: bool,
     /// The peer is gone for both directions.
     pub(crate) dead: bool,
