@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import __main__
-
+import contextlib
 import importlib
 import sys
 import textwrap
 import traceback
+
+import __main__
 
 
 def execute(code: str) -> None:
@@ -24,10 +25,12 @@ def evaluate(expression: str, local_names: dict[object, object]) -> object:
     compiled = compile(textwrap.dedent(expression).strip(), "<py:eval>", "eval")
     if not local_names:
         return eval(compiled, vars(__main__))
-    for name in local_names:
+    names = vars(__main__).copy()
+    for name, value in local_names.items():
         if not isinstance(name, str):
             raise TypeError(f"a local name is a str, not {type(name).__name__}")
-    return eval(compiled, {**vars(__main__), **local_names})
+        names[name] = value
+    return eval(compiled, names)
 
 
 def call(module: str, function: str, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
@@ -48,10 +51,9 @@ def describe(error: BaseException) -> tuple[str, str, str]:
 def flush() -> None:
     """Flush the standard streams: this process, a forked child, is about to end."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        # Nobody is left to tell.
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            pass  # Nobody is left to tell.
 
 
 def _class_of(error: BaseException) -> str:
