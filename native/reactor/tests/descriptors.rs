@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use common::{Script, World, count, lock, pattern, streams, tcp, unix};
+use common::{PATIENCE, Script, World, count, lock, pattern, streams, tcp, unix};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
 use nix::sys::stat::{Mode, fstat};
@@ -194,6 +194,7 @@ in_every_world! {
     a_pipe_never_writes_into_the_file_that_has_its_number_now,
     a_number_closed_from_outside_costs_one_connection,
     a_stranger_with_the_number_is_neither_ended_nor_read_at_the_close,
+    a_stranger_with_the_number_is_not_watched,
     the_same_socket_under_the_same_number_is_a_new_connection,
     one_socket_handed_in_twice_is_two_connections,
 }
@@ -406,12 +407,45 @@ fn a_stranger_with_the_number_is_neither_ended_nor_read_at_the_close<D: Demultip
     world.until("the loss", || record.is_lost());
     let mut stranger = lock(&stranger).take().expect("the callback ran");
     let mut heard = [0; 16];
+    stranger
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a timeout");
     stranger.read_exact(&mut heard).expect("all of it");
     assert_eq!(&heard, b"for the stranger");
     stranger.write_all(b"answer").expect("it was not shut down");
     let mut answer = [0; 6];
     stranger_client.set_nonblocking(false).expect("blocking");
     stranger_client.read_exact(&mut answer).expect("the answer");
+}
+
+fn a_stranger_with_the_number_is_not_watched<D: Demultiplexer>(mut world: World<D>) {
+    let (mut client, server) = unix();
+    let (mut stranger_client, stranger) = unix();
+    let moved = Arc::new(Mutex::new(None));
+    let record = world.serve(
+        server,
+        Script::echo().on_data({
+            let moved = Arc::clone(&moved);
+            move |_, descriptor| {
+                close(descriptor.number()).expect("it was open");
+                *lock(&moved) = Some(duplicate_as(descriptor.number(), &stranger));
+                Ok(Action::ReadPending)
+            }
+        }),
+    );
+    client.write_all(b"?").expect("room");
+    world.until("the callback", || count(&record.readable) == 1);
+    stranger_client
+        .write_all(b"for the stranger")
+        .expect("room");
+    world.until_quiet(&record);
+    assert_eq!(count(&record.readable), 1);
+    let moved = lock(&moved).take().expect("the callback ran");
+    let mut stranger = UnixStream::from(moved);
+    stranger.set_nonblocking(true).expect("non-blocking");
+    let mut heard = [0; 16];
+    stranger.read_exact(&mut heard).expect("all of it");
+    assert_eq!(&heard, b"for the stranger");
 }
 
 fn the_same_socket_under_the_same_number_is_a_new_connection<D: Demultiplexer>(

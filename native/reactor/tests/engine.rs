@@ -20,6 +20,7 @@ use reactor::{
 in_every_world! {
     a_panic_in_a_callback_costs_one_connection,
     a_stop_loses_every_connection_once,
+    a_stop_with_unread_data_keeps_the_last_word,
     a_flood_does_not_delay_its_neighbour,
     signals_that_a_callback_sends_to_itself_wait_for_the_next_turn,
     a_place_is_given_back,
@@ -116,6 +117,38 @@ fn a_stop_loses_every_connection_once<D: Demultiplexer>(mut world: World<D>) {
     let descriptor = Descriptor::adopt(std::os::fd::AsFd::as_fd(&server)).expect("a stream");
     let refused = door.hand_in(descriptor, (Script::echo(), Arc::default()));
     assert!(matches!(refused, Err((SendError::Closed, _))));
+}
+
+fn a_stop_with_unread_data_keeps_the_last_word<D: Demultiplexer>(mut world: World<D>) {
+    let mut clients = Vec::new();
+    for (kind, mut client, server) in streams() {
+        client.write_all(&pattern(100_000)).expect("room");
+        let record = world.serve(
+            server,
+            Script::echo().on_data(|talk, _| {
+                talk.outbox.push_back(b"bye".to_vec());
+                Ok(Action::Pause)
+            }),
+        );
+        world.until("the data", || count(&record.readable) == 1);
+        world.until_quiet(&record);
+        clients.push((kind, client));
+    }
+    world.stop();
+    for (kind, mut client) in clients {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = Vec::new();
+        let mut buffer = [0; 10];
+        loop {
+            assert!(Instant::now() < deadline, "{kind} never ends");
+            match no_block(client.read(&mut buffer)) {
+                Some(0) => break,
+                Some(length) => last.extend_from_slice(&buffer[..length]),
+                None => std::thread::yield_now(),
+            }
+        }
+        assert_eq!(last, b"bye", "{kind}");
+    }
 }
 
 fn a_flood_does_not_delay_its_neighbour<D: Demultiplexer>(mut world: World<D>) {
