@@ -476,17 +476,16 @@ descriptor_closed_in_a_callback_ends_its_connection(Config) ->
 descriptor_closed_while_parked_ends_when_its_number_returns(Config) ->
     Listener = ?config(listener, Config),
     use("bad_protocols.Puppet"),
-    Spares = [{connect(Listener), accept(Listener)} || _ <- lists:seq(1, 20)],
+    Spare = {connect(Listener), accept(Listener)},
     Client = open(Listener),
     await_parked(1),
     Number = eval("bad_protocols.puppet(0).fd"),
     exec(["__import__('os').close(", integer_to_list(Number), ")"]),
     <<>> = await_closed(Client),
-    Clients = serve_until(Number, Spares, Listener),
-    wait_until("the parked one is lost", fun() -> hd(reactor_case:loss_reasons() ++ [none]) end,
-        <<"descriptor_gone">>),
-    [ok = all_is_well(C) || C <- Clients],
-    await_ledger(length(Clients) + 1).
+    Next = serve_at(Number, Spare),
+    wait_until("the parked one is lost", fun reactor_case:loss_reasons/0, [<<"descriptor_gone">>]),
+    ok = all_is_well(Next),
+    await_ledger(2).
 
 descriptor_closed_by_another_thread_ends_its_connection(Config) ->
     Listener = ?config(listener, Config),
@@ -530,33 +529,29 @@ exchange(Client, Round) ->
 number_of_a_closed_descriptor_serves_the_next_connection(Config) ->
     Listener = ?config(listener, Config),
     use("bad_protocols.Puppet"),
-    Spares = [{connect(Listener), accept(Listener)} || _ <- lists:seq(1, 20)],
+    Spare = {connect(Listener), accept(Listener)},
     Client = open(Listener),
     %% A paused one does not look at its descriptor by itself.
     ok = gen_tcp:send(Client, "os.close(self.fd); answer = 'pause'"),
     <<>> = await_closed(Client),
     Number = eval("bad_protocols.puppet(0).fd"),
-    Clients = serve_until(Number, Spares, Listener),
-    wait_until("the old one is lost", fun() -> hd(reactor_case:loss_reasons() ++ [none]) end,
-        <<"descriptor_gone">>),
+    Next = serve_at(Number, Spare),
+    wait_until("the old one is lost", fun reactor_case:loss_reasons/0, [<<"descriptor_gone">>]),
     ?assertMatch(
-        {ok, true}, py:eval(["reactor.get_protocol(", integer_to_list(Number), ") is not None"])
+        {ok, 1}, py:eval(["reactor.get_protocol(", integer_to_list(Number), ").serial"])
     ),
-    [ok = all_is_well(C) || C <- Clients],
-    await_ledger(length(Clients) + 1).
+    ok = all_is_well(Next),
+    await_ledger(2).
 
-%% Hands over one after another until one has got the number. Returns the clients.
-serve_until(Number, [{Client, Socket} | Spares], Listener) ->
+%% Hands a connection over that gets this number, the lowest that is free. Returns its client.
+serve_at(Number, {Client, Socket}) ->
+    {ok, none} = py:call(bad_protocols, fill_below, [Number]),
     ok = handoff(Socket),
+    {ok, none} = py:call(bad_protocols, close_no_connection, []),
     ok = gen_tcp:send(Client, "self.write_buffer += b'%08d' % self.fd; answer = None"),
     {ok, Digits} = gen_tcp:recv(Client, 8, 5000),
-    case binary_to_integer(Digits) of
-        Number ->
-            [gen_tcp:close(Socket1) || {Client1, Socket2} <- Spares, Socket1 <- [Client1, Socket2]],
-            [Client];
-        _ ->
-            [Client | serve_until(Number, Spares, Listener)]
-    end.
+    ?assertEqual(Number, binary_to_integer(Digits)),
+    Client.
 
 %% The puppet still does what it is told, and closes.
 all_is_well(Client) ->

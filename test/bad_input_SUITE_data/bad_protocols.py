@@ -220,7 +220,7 @@ NO_FACTORIES: dict[str, Any] = {
 
 def sham(name: str) -> None:
     """From now on the factory returns something that is no new protocol."""
-    reactor.set_protocol_factory(NO_PROTOCOLS[name])
+    reactor.set_protocol_factory(lambda: NO_PROTOCOLS[name]())
 
 
 def refused_factories() -> list[str]:
@@ -348,6 +348,13 @@ def close_no_connection() -> None:
         else:
             assert keeper.fileno() >= 0
             keeper.close()
+
+
+def fill_below(number: int) -> None:
+    """Take all free numbers below this one, until `close_no_connection`."""
+    while (taken := os.open(os.devnull, os.O_RDWR)) < number:
+        _keep(taken)
+    os.close(taken)
 
 
 _pair: list[socket.socket] = []
