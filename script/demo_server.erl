@@ -43,13 +43,15 @@ serve(ListenSock, Acceptor, Status) ->
     receive
         {'EXIT', Acceptor, _Reason} -> serve(ListenSock, spawn_acceptor(ListenSock), Status)
     after 1000 ->
-        Status andalso io:format("~s", [status_line()]),
+        %% On the way down there are no contexts any more.
+        Contexts = py_reactor_pool:contexts(),
+        Status andalso Contexts =/= [] andalso io:format("~s", [status_line(Contexts)]),
         serve(ListenSock, Acceptor, Status)
     end.
 
 %% On a terminal each line takes the place of the one before, so it must fit into 80 columns.
-status_line() ->
-    Sum = lists:foldl(fun add/2, #{}, [py_reactor_context:stats(C) || C <- py_reactor_pool:contexts()]),
+status_line(Contexts) ->
+    Sum = lists:foldl(fun add/2, #{}, [py_reactor_context:stats(C) || C <- Contexts]),
     [Open, Adopted, In, Out, Exceptions] =
         [maps:get(K, Sum, 0) || K <- [connections, adopted, bytes_in, bytes_out, exceptions]],
     {UptimeMs, _} = erlang:statistics(wall_clock),

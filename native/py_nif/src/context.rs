@@ -16,9 +16,8 @@ use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc, Term};
 
 use crate::beam::post::post;
 use crate::beam::select::BeamDemultiplexer;
-use crate::calls::interrupted_class;
 use crate::log::{Level, log};
-use crate::python::interpreter::{self, on_main_thread};
+use crate::python::interpreter;
 use crate::python::library;
 use crate::ticket::Ticket;
 
@@ -127,17 +126,9 @@ impl Context {
 
     /// Raises `erlang.Interrupted` in the callback that is running, if there is one.
     pub(crate) fn interrupt(&self) {
-        let activity = Arc::clone(&self.activity);
-        on_main_thread(Box::new(move |py| match interrupted_class(py) {
-            Ok(exception) => {
-                activity.interrupt(&exception);
-            }
-            Err(error) => log(
-                Level::Error,
-                format!("cannot interrupt: {error}"),
-                Vec::new(),
-            ),
-        }));
+        if let Some(callback) = self.activity.current_job() {
+            interpreter::interrupt(Arc::clone(&self.activity), callback);
+        }
     }
 
     /// Whether the worker has not ended yet.

@@ -35,7 +35,8 @@ pub fn describe(py: Python<'_>, error: &PyErr) -> Description {
     }
 }
 
-/// The name of a class, with its module unless that is `builtins`.
+/// The name of a class, with its module unless that is `builtins`; `?` where a metaclass
+/// hides it.
 #[must_use]
 pub fn class_name(class: &Bound<'_, PyType>) -> String {
     let part = |name: &str| {

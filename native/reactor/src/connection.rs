@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, Kind};
 use crate::inbox::{Key, Place};
 use crate::poller::Readiness;
 use crate::reason::Reason;
@@ -105,11 +105,12 @@ impl<C, S> Connection<C, S> {
     }
 
     /// Whether the demultiplexer could watch it: it waits for something that a
-    /// level-triggered report will not announce before it is there.
+    /// level-triggered report will not announce before it is there. A full terminal whose
+    /// other side is closed would be announced for ever.
     pub(crate) fn may_park(&self) -> bool {
         let waits = match self.state {
             State::Reading => !self.eof,
-            State::Writing | State::Closing => true,
+            State::Writing | State::Closing => self.descriptor.kind() != Kind::Tty,
             State::Paused | State::Closed => false,
         };
         waits && !self.unparkable && !self.queued

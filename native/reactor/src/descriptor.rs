@@ -21,7 +21,7 @@ use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{self, MsgFlags, SockType, SockaddrStorage, sockopt};
+use nix::sys::socket::{self, MsgFlags, SockType, SockaddrLike, SockaddrStorage, sockopt};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use parking_lot::Mutex;
 
@@ -67,13 +67,6 @@ impl Kind {
 
     const fn is_socket(self) -> bool {
         !matches!(self, Self::Pipe | Self::Tty)
-    }
-
-    /// Whether a read that does not fill its buffer proves that nothing is left.
-    /// epoll(7) promises it for streams, but a terminal hands out line by line, a pipe
-    /// in packet mode packet by packet, and a Unix socket stops at ancillary data.
-    const fn drains_in_one_read(self) -> bool {
-        matches!(self, Self::Tcp)
     }
 }
 
@@ -344,17 +337,30 @@ impl Descriptor {
         }
     }
 
+    /// epoll(7) promises that a stream is empty after a read that did not fill its buffer.
+    /// Yet a terminal hands out line by line, a pipe in packet mode packet by packet, and
+    /// a Unix socket stops at ancillary data.
     fn receive_bytes(&self, buffer: &mut [u8]) -> nix::Result<Received> {
-        let length = retry(|| match (&self.fd, self.kind.is_socket()) {
-            (_, true) => socket::recv(self.number(), buffer, MsgFlags::MSG_DONTWAIT),
-            (Some(fd), false) => nix::unistd::read(fd, buffer),
-            (None, false) => Err(Errno::EBADF),
+        let size = buffer.len();
+        let (length, whole) = retry(|| match self.kind {
+            Kind::UnixStream => {
+                let mut parts = [IoSliceMut::new(buffer)];
+                let flags = MsgFlags::MSG_DONTWAIT;
+                let message = socket::recvmsg::<()>(self.number(), &mut parts, None, flags)?;
+                let whole = !message.flags.contains(MsgFlags::MSG_CTRUNC);
+                Ok((message.bytes, whole))
+            }
+            Kind::Pipe | Kind::Tty => Ok((nix::unistd::read(self, buffer)?, false)),
+            Kind::Tcp | Kind::Udp | Kind::UnixDatagram => {
+                let length = socket::recv(self.number(), buffer, MsgFlags::MSG_DONTWAIT)?;
+                Ok((length, true))
+            }
         })?;
         Ok(match length {
             0 => Received::Eof,
             length => Received::Data {
                 length,
-                drained: length < buffer.len() && self.kind.drains_in_one_read(),
+                drained: length < size && whole,
             },
         })
     }
@@ -362,15 +368,15 @@ impl Descriptor {
     /// A datagram socket outlives the errors of single datagrams: an ICMP answer to
     /// an earlier send shows up once, here, and the next call goes on.
     fn receive_datagram(&self, buffer: &mut [u8]) -> nix::Result<Received> {
-        let (length, sender) = retry(|| {
-            let mut parts = [IoSliceMut::new(buffer)];
-            let flags = MsgFlags::MSG_DONTWAIT;
-            match socket::recvmsg::<SockaddrStorage>(self.number(), &mut parts, None, flags) {
-                Err(errno) if is_passing(errno) => Err(Errno::EINTR),
-                Ok(message) => Ok((message.bytes, message.address)),
-                Err(errno) => Err(errno),
-            }
-        })?;
+        // Not recvmsg(2): nix would take what was on the stack for the name of a sender
+        // that has none.
+        let (length, sender) =
+            retry(
+                || match socket::recvfrom::<SockaddrStorage>(self.number(), buffer) {
+                    Err(errno) if is_passing(errno) => Err(Errno::EINTR),
+                    other => other,
+                },
+            )?;
         *self.sender.lock() = sender.filter(|storage| Address::from_storage(storage).is_some());
         Ok(Received::Datagram { length })
     }
@@ -429,6 +435,16 @@ impl Descriptor {
                     tries += 1;
                     Err(Errno::EINTR)
                 }
+                // The queue of a Unix socket that is not connected to us is full. Room
+                // there is never announced, so it is the end of this datagram.
+                Err(Errno::EAGAIN) if self.ask(PollFlags::POLLOUT) == PollFlags::POLLOUT => {
+                    tries += 1;
+                    Err(if tries > 1 {
+                        Errno::ENOBUFS
+                    } else {
+                        Errno::EINTR
+                    })
+                }
                 other => other,
             }
         })
@@ -449,12 +465,18 @@ impl Descriptor {
 
     /// The same of a pipe or a terminal, which cannot be peeked into.
     fn hung_up_empty(&self) -> bool {
-        let mut asked = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        let answered = retry(|| poll(&mut asked, PollTimeout::ZERO));
-        let seen = asked[0].revents().unwrap_or(PollFlags::empty());
-        answered.is_err()
-            || seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL)
-                && !seen.contains(PollFlags::POLLIN)
+        let end = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+        let seen = self.ask(PollFlags::POLLIN);
+        seen.intersects(end) && !seen.contains(PollFlags::POLLIN)
+    }
+
+    /// What the kernel says now.
+    fn ask(&self, flags: PollFlags) -> PollFlags {
+        let mut asked = [PollFd::new(self.as_fd(), flags)];
+        match retry(|| poll(&mut asked, PollTimeout::ZERO)) {
+            Ok(_) => asked[0].revents().unwrap_or(PollFlags::empty()),
+            Err(_) => PollFlags::empty(),
+        }
     }
 
     /// Before the close of a connection with unread data: the kernel would answer that
@@ -487,6 +509,9 @@ impl Descriptor {
         }
         match self.fault() {
             Some(errno) => Err(errno),
+            // recv(2) and send(2) refuse what is not a socket; read(2) and write(2) would
+            // take any file that has the number now.
+            None if !self.kind.is_socket() && !self.is_still_ours() => Err(self.fail(Errno::EBADF)),
             None => Ok(()),
         }
     }
@@ -611,7 +636,7 @@ fn socket_kind(fd: BorrowedFd<'_>) -> Result<Kind, AdoptError> {
     let socket_type = socket::getsockopt(&fd, sockopt::SockType)?;
     let family = socket::getsockname::<SockaddrStorage>(fd.as_raw_fd())
         .ok()
-        .and_then(|storage| socket::SockaddrLike::family(&storage));
+        .and_then(|storage| storage.family());
     let unix = family == Some(socket::AddressFamily::Unix);
     let inet = matches!(
         family,
@@ -629,5 +654,29 @@ fn socket_kind(fd: BorrowedFd<'_>) -> Result<Kind, AdoptError> {
         SockType::Datagram if unix => Ok(Kind::UnixDatagram),
         SockType::SeqPacket => Err(AdoptError::Unsupported("seqpacket")),
         _ => Err(AdoptError::Unsupported("socket")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::Ordering;
+
+    use super::Descriptor;
+
+    #[test]
+    fn a_report_of_room_overtakes_the_refusal_that_it_answers() {
+        let (one, _other) = UnixStream::pair().expect("a pair");
+        let descriptor = Descriptor::adopt(one.as_fd()).expect("a stream");
+        let room = descriptor.room.load(Ordering::Acquire);
+        // Between these two another thread calls send(2), which is refused.
+        descriptor.unblock();
+        descriptor.block(room);
+        assert!(!descriptor.is_blocked());
+        descriptor.block(descriptor.room.load(Ordering::Acquire));
+        assert!(descriptor.is_blocked());
+        descriptor.unblock();
+        assert!(!descriptor.is_blocked());
     }
 }

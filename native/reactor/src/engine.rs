@@ -144,7 +144,8 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             return Ok(Turn::Stopped);
         }
         self.take_arrivals(handler);
-        for _ in 0..STEPS_PER_TURN {
+        // One step each: whoever queues up again waits for those who spoke meanwhile.
+        for _ in 0..self.ready.len().min(STEPS_PER_TURN) {
             let Some(key) = self.ready.pop_front() else {
                 break;
             };
@@ -449,6 +450,11 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
         let watched = match connection.watch {
             Watch::Nobody if connection.queued => Ok(()),
+            // Its number may be a stranger's by now, and nobody is to watch that.
+            Watch::Nobody if !connection.descriptor.is_still_ours() => {
+                self.end(handler, slot, Reason::DescriptorGone);
+                return;
+            }
             Watch::Nobody if self.linger == Some(Duration::ZERO) && connection.may_park() => {
                 self.park(handler, slot);
                 return;

@@ -572,20 +572,27 @@ const fn mio_interest(interest: Interest) -> mio::Interest {
 }
 
 /// Runs each of these tests without a demultiplexer, with one that gets every connection
-/// after every event, and with one that gets those silent for 20 ms.
+/// after every event, and with one that gets those silent for 20 ms. What `guard` gives is
+/// held from before a world is made until after it ended.
 #[macro_export]
 macro_rules! in_every_world {
-    ($($name:ident,)*) => {
+    ($($name:ident,)*) => { $crate::in_every_world! { guard(None::<()>); $($name,)* } };
+    (guard($guard:expr); $($name:ident,)*) => {
         mod without_demultiplexer {
-            $(#[test] fn $name() { super::$name($crate::common::World::without_demultiplexer()); })*
+            $(#[test] fn $name() {
+                let _guard = $guard;
+                super::$name($crate::common::World::without_demultiplexer());
+            })*
         }
         mod parking_after_every_event {
             $(#[test] fn $name() {
+                let _guard = $guard;
                 super::$name($crate::common::World::parking_after(std::time::Duration::ZERO));
             })*
         }
         mod parking_after_20_ms {
             $(#[test] fn $name() {
+                let _guard = $guard;
                 let linger = std::time::Duration::from_millis(20);
                 super::$name($crate::common::World::parking_after(linger));
             })*
