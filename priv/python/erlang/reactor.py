@@ -221,7 +221,9 @@ def set_protocol_factory(factory: ProtocolFactory) -> None:
 
 def get_protocol(fd: int) -> Protocol | None:
     """The protocol that serves descriptor `fd` now, if there is one."""
-    return _registry.protocols.get(fd) or _registry.by_hand.get(fd)
+    # Not `or`: a protocol may define __len__ or __bool__.
+    served = _registry.protocols.get(fd)
+    return _registry.by_hand.get(fd) if served is None else served
 
 
 def resume(protocol: Protocol, action: Action = "read_pending") -> bool:
