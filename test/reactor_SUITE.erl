@@ -831,3 +831,358 @@ write_pending_is_asked_again_until_all_is_written(Config) ->
     ?assert(Times > 1),
     ?assert(Times < 20_000),
     end_of(Client).
+
+%%--------------------------------------------------------------------------------------------------
+%% How connections end
+
+output_goes_on_after_the_clients_half_close(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    self.write_buffer += data * 1_000_000\n"
+        "    return 'write_pending'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "0123456789"),
+    ok = gen_tcp:shutdown(Client, write),
+    slowly(Client, 10_000_000),
+    {} = next(<<"eof">>),
+    {<<"eof">>} = next(<<"lost">>).
+
+eof_received_may_go_on_writing(Config) ->
+    protocol(
+        "left = 50\n"
+        "def eof_received(self):\n"
+        "    tell('eof')\n"
+        "    self.write_buffer += b'after ' * 20_000\n"
+        "    return 'write_pending'\n"
+        "def write_ready(self):\n"
+        "    if not self.write_buffer:\n"
+        "        self.left -= 1\n"
+        "        if not self.left:\n"
+        "            return 'close'\n"
+        "        self.write_buffer += b'after ' * 20_000\n"
+        "    del self.write_buffer[:self.write(self.write_buffer)]\n"
+        "    return 'continue'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:shutdown(Client, write),
+    ?assert(binary:copy(<<"after ">>, 50 * 20_000) =:= await_closed(Client)),
+    {} = next(<<"eof">>),
+    {<<"eof">>} = next(<<"lost">>).
+
+eof_received_may_keep_the_connection_for_later(Config) ->
+    protocol(
+        "def eof_received(self):\n"
+        "    tell('eof', self.fd)\n"
+        "    return 'continue'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:shutdown(Client, write),
+    {Fd} = next(<<"eof">>),
+    nothing(),
+    [
+        begin
+            ?assertEqual(3, eval("reactor.get_protocol(fd).write(b'too')", #{fd => Fd})),
+            <<"too">> = received(Client, 3)
+        end
+     || _ <- [1, 2]
+    ],
+    none = eval("reactor.close_connection(fd)", #{fd => Fd}),
+    ?assertEqual(<<>>, await_closed(Client)),
+    {<<"eof">>} = next(<<"lost">>).
+
+eof_received_is_called_once_only(Config) ->
+    protocol(
+        "def eof_received(self):\n"
+        "    tell('eof', self.fd)\n"
+        "    return 'read_pending'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:shutdown(Client, write),
+    {Fd} = next(<<"eof">>),
+    Served = "reactor.resume(reactor.get_protocol(fd), action)",
+    [
+        begin
+            ?assert(eval(Served, #{fd => Fd, action => Action})),
+            nothing()
+        end
+     || Action <- ['read_pending', 'write_pending', 'continue', 'pause', 'read_pending']
+    ],
+    ?assert(eval(Served, #{fd => Fd, action => close})),
+    ?assertEqual(<<>>, await_closed(Client)),
+    {<<"eof">>} = next(<<"lost">>),
+    nothing().
+
+a_peer_that_resets_after_its_half_close_is_noticed(Config) ->
+    protocol(
+        "def eof_received(self):\n"
+        "    tell('eof')\n"
+        "    return 'continue'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:shutdown(Client, write),
+    {} = next(<<"eof">>),
+    reset(Client),
+    {_} = next(<<"lost">>),
+    nothing().
+
+a_reset_is_one_connection_lost(Config) ->
+    protocol("pass"),
+    Client = connected(Config),
+    reset(Client),
+    {<<"reset">>} = next(<<"lost">>),
+    nothing().
+
+a_reset_while_a_write_waits_is_one_connection_lost(Config) ->
+    [
+        begin
+            protocol(["count = 0\ndef data_received(self, data):\n"
+                      "    self.write_buffer += bytes(30_000_000)\n"
+                      "    globals()['it'] = self\n"
+                      "    return 'write_pending'\n", WriteReady]),
+            Client = connected(Config),
+            ok = gen_tcp:send(Client, "x"),
+            wait_until("it is blocked", fun() ->
+                eval("'it' in globals() and 0 < len(it.write_buffer) < 30_000_000")
+            end),
+            reset(Client),
+            {<<"reset">>} = next(<<"lost">>),
+            nothing(),
+            exec("del it")
+        end
+     || WriteReady <- [
+            "",
+            "def write_ready(self):\n"
+            "    del self.write_buffer[:self.write(self.write_buffer)]\n"
+            "    return 'continue'\n"
+        ]
+    ].
+
+close_reason_says_why_it_ended(Config) ->
+    Endings = [
+        {"return 'close'", <<"closed">>},
+        {"return 'abort'", <<"aborted">>},
+        {"raise ValueError('mine')", <<"exception">>},
+        {"return 'nonsense'", <<"exception">>},
+        {"return 1", <<"exception">>},
+        {"os.close(self.fd)", <<"descriptor_gone">>}
+    ],
+    [
+        begin
+            protocol(["def data_received(self, data):\n    ", Ending]),
+            Client = connected(Config),
+            ok = gen_tcp:send(Client, "x"),
+            case Reason of
+                %% The kernel tells nobody: it is found out at the next event.
+                <<"descriptor_gone">> -> gen_tcp:close(Client);
+                _ -> await_closed(Client)
+            end,
+            ?assertEqual({<<"lost">>, Reason}, next())
+        end
+     || {Ending, Reason} <- Endings
+    ].
+
+close_connection_closes_a_served_one(Config) ->
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    self.write_buffer += b'held back'\n"
+        "    tell('made', fd)\n"
+        "    return 'continue'\n"
+    ),
+    Client = reactor_case:open(?config(listener, Config)),
+    {Fd} = next(<<"made">>),
+    none = eval("reactor.close_connection(fd)", #{fd => Fd}),
+    ?assertEqual(<<"held back">>, await_closed(Client)),
+    {<<"closed">>} = next(<<"lost">>),
+    ?assertMatch(
+        {error, {<<"ValueError">>, _, _}},
+        py:eval("reactor.close_connection(fd)", #{fd => Fd})
+    ).
+
+unread_input_does_not_destroy_the_last_output(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    self.write_buffer += b'enough' * 10_000\n"
+        "    return 'close'\n"
+    ),
+    [
+        begin
+            Client = connected(Config),
+            ok = gen_tcp:send(Client, rand:bytes(200_000)),
+            ?assert(binary:copy(<<"enough">>, 10_000) =:= await_closed(Client)),
+            {<<"closed">>} = next(<<"lost">>)
+        end
+     || _ <- lists:seq(1, 20)
+    ].
+
+%%--------------------------------------------------------------------------------------------------
+%% read and write
+
+write_takes_anything_like_bytes(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    import array, mmap\n"
+        "    with mmap.mmap(-1, 4) as shared:\n"
+        "        shared[:] = b'mmap'\n"
+        "        things = (data, bytearray(data), memoryview(data)[1:], memoryview(data)[::2],\n"
+        "                  array.array('B', data), shared, b'', bytearray())\n"
+        "        tell('written', [self.write(thing) for thing in things])\n"
+        "    for wrong in 'text', None, 5, ['list'], array.array('I', [1]):\n"
+        "        try:\n"
+        "            self.write(wrong)\n"
+        "        except (TypeError, BufferError) as error:\n"
+        "            tell('refused', type(wrong).__name__)\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "abcd"),
+    {Lengths} = next(<<"written">>),
+    ?assertEqual([4, 4, 3, 2, 4, 4, 0, 0], Lengths),
+    ?assertEqual(<<"abcdabcdbcdacabcdmmap">>, received(Client, 21)),
+    ?assertEqual(
+        [<<"str">>, <<"NoneType">>, <<"int">>, <<"list">>, <<"array">>],
+        [element(1, next(<<"refused">>)) || _ <- lists:seq(1, 5)]
+    ),
+    end_of(Client).
+
+write_says_how_much_the_kernel_took(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    block, total = bytes(100_000), 0\n"
+        "    while written := self.write(block):\n"
+        "        total += written\n"
+        "    tell('took', total, self.write(b'more'))\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    {Total, 0} = next(<<"took">>),
+    ?assert(Total > 0),
+    ok = gen_tcp:shutdown(Client, write),
+    ?assertEqual(Total, byte_size(await_closed(Client))),
+    {} = next(<<"eof">>),
+    {<<"eof">>} = next(<<"lost">>).
+
+write_to_a_closed_connection_is_a_broken_pipe(Config) ->
+    protocol(
+        "def connection_lost(self):\n"
+        "    globals()['it'] = self\n"
+        "    super().connection_lost()\n"
+    ),
+    Client = connected(Config),
+    end_of(Client),
+    wait_until("it is closed for other threads", fun() ->
+        case py:eval("it.write(b'x')") of
+            {error, {<<"BrokenPipeError">>, _, _}} -> true;
+            {ok, _} -> false
+        end
+    end),
+    ?assertEqual(<<>>, eval("it.read(1)")).
+
+read_and_write_before_the_connection_are_value_errors(_Config) ->
+    [
+        ?assertMatch({error, {<<"ValueError">>, _, _}}, py:eval(Expression))
+     || Expression <- ["Told().write(b'x')", "Told().read(1)", "Told().write_ready()"]
+    ].
+
+write_from_another_thread_arrives(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    def write():\n"
+        "        for number in range(1000):\n"
+        "            assert self.write(b'%04d' % number) == 4\n"
+        "    threading.Thread(target=write).start()\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    Wanted = iolist_to_binary([io_lib:format("~4..0b", [N]) || N <- lists:seq(0, 999)]),
+    ?assertEqual(Wanted, received(Client, 4000)),
+    end_of(Client).
+
+a_failed_write_closes_whatever_the_callback_says(Config) ->
+    [
+        begin
+            protocol(
+                ["def data_received(self, data):\n"
+                 "    tell('data', data)\n"
+                 "    globals()['go'].wait()\n"
+                 "    try:\n"
+                 "        while self.write(bytes(1000)):\n"
+                 "            pass\n"
+                 "        self.write(b'again')\n"
+                 "    except BrokenPipeError:\n"
+                 "        tell('broken')\n"
+                 "    return '", Action, "'\n"]
+            ),
+            exec("go = threading.Event()"),
+            Client = connected(Config),
+            ok = gen_tcp:send(Client, "x"),
+            {<<"x">>} = next(<<"data">>),
+            reset(Client),
+            none = eval("go.set()"),
+            {<<"broken">>} = next(),
+            {<<"reset">>} = next(<<"lost">>),
+            nothing()
+        end
+     || Action <- ["continue", "write_pending", "read_pending", "pause", "close"]
+    ].
+
+read_gets_what_is_already_there(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    tell('data', data)\n"
+        "    globals()['go'].wait()\n"
+        "    tell('read', self.read(3), self.read(100_000))\n"
+    ),
+    exec("go = threading.Event()"),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    {<<"x">>} = next(<<"data">>),
+    ok = gen_tcp:send(Client, "abcdef"),
+    none = eval("go.set()"),
+    {<<"abc">>, <<"def">>} = next(<<"read">>),
+    end_of(Client).
+
+read_of_nothing_is_a_blocking_io_error(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    try:\n"
+        "        self.read(10)\n"
+        "    except BlockingIOError as error:\n"
+        "        tell('blocked', error.errno == errno.EAGAIN)\n"
+        "    for size in 0, -1, 'x', 2**70:\n"
+        "        try:\n"
+        "            tell('read', self.read(size))\n"
+        "        except (ValueError, OverflowError, TypeError) as error:\n"
+        "            tell(type(error).__name__)\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    {true} = next(<<"blocked">>),
+    ?assertEqual(
+        [{<<"ValueError">>}, {<<"OverflowError">>}, {<<"TypeError">>}, {<<"OverflowError">>}],
+        [next() || _ <- lists:seq(1, 4)]
+    ),
+    end_of(Client).
+
+read_is_empty_only_at_the_end(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    tell('data', data)\n"
+        "    globals()['go'].wait()\n"
+        "    tell('read', self.read(10), self.read(10), self.read(10))\n"
+        "def eof_received(self):\n"
+        "    tell('eof')\n"
+        "    tell('read', self.read(10))\n"
+        "    return 'close'\n"
+    ),
+    exec("go = threading.Event()"),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    {<<"x">>} = next(<<"data">>),
+    ok = gen_tcp:send(Client, "end"),
+    ok = gen_tcp:shutdown(Client, write),
+    none = eval("go.set()"),
+    {<<"end">>, <<>>, <<>>} = next(<<"read">>),
+    {} = next(<<"eof">>),
+    {<<>>} = next(<<"read">>),
+    ?assertEqual(<<>>, await_closed(Client)),
+    {<<"eof">>} = next(<<"lost">>).
