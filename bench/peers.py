@@ -18,6 +18,8 @@ TMP = ROOT / "bench" / "results" / "tmp"
 
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
+REST_SECONDS = 2.0
+REST_LIMIT_SECONDS = 15.0
 
 
 def binary(name: str) -> str:
@@ -93,6 +95,22 @@ class Server:
 
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def wait_until_memory_rests(self) -> None:
+        """Returns when resident memory has stopped shrinking.
+
+        A BEAM gives back megabytes in the first seconds after its start; in the middle of a
+        measurement of memory they would hide what grows meanwhile.
+        """
+        rollup = Path(f"/proc/{self.pid}/smaps_rollup")
+        deadline = time.monotonic() + REST_LIMIT_SECONDS
+        least, since = 1 << 62, time.monotonic()
+        while (now := time.monotonic()) < deadline and now - since < REST_SECONDS:
+            lines = rollup.read_text().splitlines()
+            found = next((int(line.split()[1]) for line in lines if line.startswith("Rss:")), least)
+            if found < least:
+                least, since = found, now
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Ends the process, by force when it does not go; says so when it ends badly."""

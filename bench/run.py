@@ -27,10 +27,9 @@ from shapes import PARTS, SHAPES, Shape
 RESULTS = ROOT / "bench" / "results"
 
 # A run during which other programs took more of a core than this is repeated, and the quietest is
-# kept: what is compared are servers, not moments. Of all runs so many may be repeated.
+# kept: what is compared are servers, not moments.
 DISTURBED_PERCENT = 15.0
 REPEATS = 2
-REPEATED_SHARE = 0.25
 
 # What one run costs beside its own seconds: processes, connections, draining.
 OVERHEAD_SECONDS = 0.35
@@ -38,7 +37,7 @@ OVERHEAD_SECONDS = 0.35
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured. Times in seconds."""
+    """How much is measured. Times in seconds; of all runs `repeated_share` may be repeated."""
 
     rounds: int
     seconds: float
@@ -47,11 +46,12 @@ class Plan:
     leak_warmup: int
     leak_count: int
     leak_batches: int
+    repeated_share: float
 
 
 # 20,000 connections are what is asked about; three times, since memory moves by itself.
-FULL = Plan(5, 2.5, 0.7, 5.0, 5000, 20000, 3)
-QUICK = Plan(1, 1.0, 0.4, 1.0, 5000, 20000, 1)
+FULL = Plan(5, 2.5, 0.7, 5.0, 5000, 20000, 3, 0.25)
+QUICK = Plan(1, 0.8, 0.3, 1.0, 5000, 20000, 1, 0.0)
 
 
 class Progress:
@@ -138,7 +138,7 @@ def measure_shapes(
 ) -> list[dict[str, Any]]:
     """Every peer under every shape, round after round; a list of single runs."""
     runs = []
-    repeats_left = round(REPEATED_SHARE * plan.rounds * len(shapes) * len(peers))
+    repeats_left = round(plan.repeated_share * plan.rounds * len(shapes) * len(peers))
     window = ("--seconds", str(plan.seconds), "--warmup", str(plan.warmup))
     for number in range(plan.rounds):
         # Peers of one shape run seconds apart; who goes first changes with the round.
@@ -176,12 +176,13 @@ def quietest(servers: Servers, peer: Peer, options: Sequence[str], repeats: int)
 def measure_idle_memory(plan: Plan, peer: Peer) -> dict[str, Any]:
     """1,000 connections that have spoken once and fallen silent: memory of each, and CPU.
 
-    A few connections come and go first: what a server needs for its very first connection is not
-    what it needs for each. The CPU of the same time without any connection is the comparison.
+    Others come and go first, twenty at a time: what a server needs for its very first connection is
+    not what it needs for each. The CPU of the same time without any connection is the comparison.
     """
     idle = ["--connections", "0", "--warmup", "0.5", "--seconds", str(plan.idle_seconds)]
     with Server(peer) as server:
-        first = load(server, ["--churn", "--connections", "20", "--count", "200"])
+        first = load(server, ["--churn", "--connections", "20", "--count", "2000"])
+        server.wait_until_memory_rests()
         nobody = load(server, idle)
         many = load(server, [*idle, "--idle", "1000", "--greet"])
     for found in (first, nobody, many):
@@ -201,7 +202,9 @@ def measure_leak(plan: Plan, peer: Peer) -> dict[str, Any]:
     options = ["--mixed-close", "--connections", "50", "--count"]
     with Server(peer) as server:
         counts = [plan.leak_warmup] + [plan.leak_count] * plan.leak_batches
-        batches = [load(server, [*options, str(count)]) for count in counts]
+        batches = [load(server, [*options, str(counts[0])])]
+        server.wait_until_memory_rests()
+        batches += [load(server, [*options, str(count)]) for count in counts[1:]]
     for found in batches:
         if "error" in found:
             return found
@@ -231,11 +234,11 @@ def run_cost(plan: Plan) -> float:
 
 
 def idle_cost(plan: Plan) -> float:
-    return 2 * (plan.idle_seconds + 0.5) + 1.5
+    return 2 * (plan.idle_seconds + 0.5) + 5.0
 
 
 def leak_cost(plan: Plan) -> float:
-    return 1.5 + (plan.leak_warmup + plan.leak_batches * plan.leak_count) / 20000
+    return 5.0 + (plan.leak_warmup + plan.leak_batches * plan.leak_count) / 20000
 
 
 def said_by(*command: str) -> str:
@@ -341,7 +344,7 @@ def main() -> int:
         for peer in peers:
             try:
                 found = measure(plan, peer)
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 found = {"error": str(error)}
             memory[part][peer.name] = found
             said = f"FAILED: {found['error']}" if "error" in found else "done"

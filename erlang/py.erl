@@ -45,7 +45,9 @@ eval(Expression, Locals) ->
 -spec eval(unicode:chardata(), #{name() => value()}, timeout()) ->
     {ok, value()} | {error, reason()}.
 eval(Expression, Locals, TimeoutMs) when is_map(Locals) ->
-    run({eval, text(Expression), Locals}, TimeoutMs).
+    run({eval, text(Expression), Locals}, TimeoutMs);
+eval(_Expression, _Locals, _TimeoutMs) ->
+    error(badarg).
 
 %% @equiv call(Module, Function, Args, #{}, infinity)
 -spec call(Module :: name(), Function :: name(), Args :: [value()]) ->
@@ -66,13 +68,17 @@ call(Module, Function, Args, Kwargs) ->
 %% it only when it comes back from there.
 -spec call(name(), name(), [value()], #{name() => value()}, timeout()) ->
     {ok, value()} | {error, reason()}.
-call(Module, Function, Args, Kwargs, TimeoutMs) when is_list(Args), is_map(Kwargs) ->
-    run({call, name(Module), name(Function), Args, Kwargs}, TimeoutMs).
+call(Module, Function, Args, Kwargs, TimeoutMs) when length(Args) >= 0, is_map(Kwargs) ->
+    run({call, name(Module), name(Function), Args, Kwargs}, TimeoutMs);
+call(_Module, _Function, _Args, _Kwargs, _TimeoutMs) ->
+    error(badarg).
 
 %% @doc Calls a function and does not wait. If it fails, that is logged.
 -spec cast(Module :: name(), Function :: name(), Args :: [value()]) -> ok | {error, reason()}.
-cast(Module, Function, Args) when is_list(Args) ->
-    py_nif:cast({call, name(Module), name(Function), Args, #{}}).
+cast(Module, Function, Args) when length(Args) >= 0 ->
+    py_nif:cast({call, name(Module), name(Function), Args, #{}});
+cast(_Module, _Function, _Args) ->
+    error(badarg).
 
 %% @doc Puts a folder before the others on Python's `sys.path', unless it is there.
 -spec add_path(file:filename_all()) -> ok | {error, reason()}.

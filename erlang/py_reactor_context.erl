@@ -71,16 +71,31 @@
 -spec start_link(options()) -> {ok, pid()} | {error, term()}.
 start_link(Options) when is_map(Options) ->
     case maps:keys(maps:without([name, max_connections, linger_ms, pool_index], Options)) of
-        [] -> start_checked(Options);
+        [] -> start_complete(complete(Options));
         [Key | _] -> {error, {bad_option, Key}}
     end.
 
-start_checked(#{name := Name} = Options) when is_atom(Name) ->
+start_complete({ok, #{name := Name} = Options}) when is_atom(Name), Name =/= undefined ->
     gen_server:start_link({local, Name}, ?MODULE, Options, []);
-start_checked(#{name := _}) ->
+start_complete({ok, #{name := _}}) ->
     {error, {bad_option, name}};
-start_checked(Options) ->
-    gen_server:start_link(?MODULE, Options, []).
+start_complete({ok, Options}) ->
+    gen_server:start_link(?MODULE, Options, []);
+start_complete({error, _} = Error) ->
+    Error.
+
+%% The options of a context, completed from the settings of the application.
+complete(Options) ->
+    case py_reactor_settings:check() of
+        {ok, Settings} ->
+            Complete = maps:merge(maps:with([max_connections, linger_ms], Settings), Options),
+            case py_reactor_settings:check_values(maps:with([max_connections, linger_ms], Complete)) of
+                ok -> {ok, Complete};
+                {error, {bad_setting, Key, _}} -> {error, {bad_option, Key}}
+            end;
+        {error, _} = Error ->
+            Error
+    end.
 
 %% @doc Closes all connections of a context, each with its `connection_lost', and ends it.
 -spec stop(context()) -> ok.
@@ -127,15 +142,9 @@ interrupt(Context) ->
 
 %% @private
 -spec init(map()) -> {ok, #state{}} | {stop, term()}.
-init(Options) ->
+init(#{max_connections := MaxConnections, linger_ms := LingerMs} = Options) ->
     process_flag(trap_exit, true),
     process_flag(message_queue_data, off_heap),
-    case options(Options) of
-        {ok, MaxConnections, LingerMs} -> start_worker(MaxConnections, LingerMs, Options);
-        {error, Reason} -> {stop, Reason}
-    end.
-
-start_worker(MaxConnections, LingerMs, Options) ->
     case py_nif:context_start(MaxConnections, LingerMs) of
         {ok, Handle} ->
             receive
@@ -230,6 +239,8 @@ await_verdict({error, _} = Error) ->
 
 %% The number of a descriptor, and what closes the caller's own hold on it. A number that is not open
 %% any more is found out by the native side, which says so.
+open_number(Number) when is_integer(Number), Number bsr 31 =/= 0 ->
+    {-1, fun() -> ok end};
 open_number(Number) when is_integer(Number) ->
     {Number, fun() -> close_port_of(Number) end};
 open_number({'$socket', _} = Socket) ->
@@ -286,16 +297,3 @@ address(Address) -> unicode:characters_to_binary(Address).
 
 bad_info(Explanation) ->
     {error, {bad_info, list_to_binary(Explanation)}}.
-
-%% The options of a context, completed from the settings of the application.
-options(Options) ->
-    case py_reactor_settings:check() of
-        {ok, Settings} ->
-            Known = maps:merge(Settings, Options),
-            case py_reactor_settings:check_values(maps:with([max_connections, linger_ms], Known)) of
-                ok -> {ok, map_get(max_connections, Known), map_get(linger_ms, Known)};
-                {error, {bad_setting, Key, _}} -> {error, {bad_option, Key}}
-            end;
-        {error, _} = Error ->
-            Error
-    end.

@@ -28,7 +28,7 @@ listen(Port) ->
 
 versions() ->
     {ok, Version} = application:get_key(py_reactor, vsn),
-    {ok, Python} = py:eval(<<"__import__('platform').python_version()">>),
+    {ok, Python} = py:version(),
     io_lib:format("py_reactor ~s, Erlang/OTP ~s (erts ~s), Python ~s, ~s", [
         Version, erlang:system_info(otp_release), erlang:system_info(version), Python,
         erlang:system_info(system_architecture)
@@ -43,13 +43,15 @@ serve(ListenSock, Acceptor, Status) ->
     receive
         {'EXIT', Acceptor, _Reason} -> serve(ListenSock, spawn_acceptor(ListenSock), Status)
     after 1000 ->
-        Status andalso io:format("~s", [status_line()]),
+        %% On the way down there are no contexts any more.
+        Contexts = py_reactor_pool:contexts(),
+        Status andalso Contexts =/= [] andalso io:format("~s", [status_line(Contexts)]),
         serve(ListenSock, Acceptor, Status)
     end.
 
 %% On a terminal each line takes the place of the one before, so it must fit into 80 columns.
-status_line() ->
-    Sum = lists:foldl(fun add/2, #{}, [py_reactor_context:stats(C) || C <- contexts()]),
+status_line(Contexts) ->
+    Sum = lists:foldl(fun add/2, #{}, [py_reactor_context:stats(C) || C <- Contexts]),
     [Open, Adopted, In, Out, Exceptions] =
         [maps:get(K, Sum, 0) || K <- [connections, adopted, bytes_in, bytes_out, exceptions]],
     {UptimeMs, _} = erlang:statistics(wall_clock),
@@ -61,12 +63,11 @@ status_line() ->
         Start, UptimeMs div 1000, Open, Adopted, bytes(In), bytes(Out), Exceptions, End
     ]).
 
+add({error, no_context}, Sum) ->
+    Sum;
 add(Stats, Sum) ->
     Counters = maps:filter(fun(_, V) -> is_integer(V) end, Stats),
     maps:merge_with(fun(_, A, B) -> A + B end, Counters, Sum).
-
-contexts() ->
-    py_reactor_pool:contexts().
 
 bytes(N) when N < 10000 -> io_lib:format("~b B", [N]);
 bytes(N) when N < 10000000 -> io_lib:format("~.1f kB", [N / 1000]);

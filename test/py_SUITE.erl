@@ -110,7 +110,7 @@ init_per_suite(Config) ->
 
 end_per_suite(Config) ->
     Before = ?config(resources, Config),
-    wait_until(fun() -> resources() =:= Before end, {leak, Before, fun resources/0}),
+    wait_until(fun() -> no_more_than(Before, resources()) end, {leak, Before, fun resources/0}),
     ok = application:stop(py_reactor).
 
 init_per_testcase(_Case, Config) ->
@@ -454,7 +454,6 @@ exceptions_of_every_kind_are_answers(_Config) ->
             {"x = '\\0'; compile('\\0', '', 'exec')", <<"SyntaxError">>},
             {"raise SystemExit", <<"SystemExit">>},
             {"import sys; sys.exit(3)", <<"SystemExit">>},
-            {"exit()", <<"SystemExit">>},
             {"raise KeyboardInterrupt", <<"KeyboardInterrupt">>},
             {"raise GeneratorExit", <<"GeneratorExit">>},
             {"raise MemoryError", <<"MemoryError">>},
@@ -462,8 +461,8 @@ exceptions_of_every_kind_are_answers(_Config) ->
             {"def f(): f()\nf()", <<"RecursionError">>},
             {"raise Unprintable", <<"__main__.Unprintable">>},
             {"raise Exiting", <<"__main__.Exiting">>},
-            {"raise Hostile", <<"BaseException">>},
-            {"raise Odd", <<"7.Odd">>},
+            {"raise Hostile", <<"?">>},
+            {"raise Odd", <<"Odd">>},
             {"raise Exception('\\ud800')", <<"Exception">>},
             {"raise ExceptionGroup('g', [ValueError(1)])", <<"ExceptionGroup">>},
             {"raise 7", <<"TypeError">>},
@@ -511,10 +510,13 @@ deep_recursion_is_an_error_on_every_thread(_Config) ->
 %% Interrupts
 
 timeout_interrupts_a_busy_loop(_Config) ->
+    %% A loop that comes first in its `try' would be interrupted outside of it: CPython counts the
+    %% exception to the instruction before the one that the loop jumps to.
     ok = py:exec(
         "import erlang\n"
         "def spin(pid):\n"
         "    try:\n"
+        "        started = True\n"
         "        while True: pass\n"
         "    except erlang.Interrupted as error:\n"
         "        erlang.send(pid, ('interrupted', isinstance(error, KeyboardInterrupt)))\n"
@@ -680,7 +682,10 @@ multiprocessing_works(Config) ->
     ],
     %% Its helper process lives on by design; end it so that the count of descriptors is as before.
     ok = py:exec(
+        "import gc\n"
         "from multiprocessing import resource_tracker\n"
+        "del pool\n"
+        "gc.collect()\n"
         "resource_tracker._resource_tracker._stop()\n"
     ).
 
@@ -710,7 +715,10 @@ signal_handlers_cannot_be_taken(_Config) ->
         py:exec("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)").
 
 standard_input_is_not_the_shells(_Config) ->
-    {error, {<<"EOFError">>, _, _}} = py:eval("input()").
+    {error, {<<"EOFError">>, _, _}} = py:eval("input()"),
+    %% This closes sys.stdin, which must not be the node's.
+    {error, {<<"SystemExit">>, _, _}} = py:exec("exit()"),
+    ?assertMatch({ok, _}, file:read_link("/proc/self/fd/0")).
 
 %%--------------------------------------------------------------------------------------------------
 %% Processes
@@ -749,7 +757,7 @@ send_to_nobody_is_an_error_only_for_names(_Config) ->
 send_reaches_another_node(_Config) ->
     os:cmd("epmd -daemon"),
     {ok, _} = net_kernel:start([py_suite, shortnames]),
-    {ok, Peer, Node} = peer:start(#{name => peer:random_name(), args => ["-setcookie", atom_to_list(erlang:get_cookie())]}),
+    {ok, Peer, Node} = peer:start(#{name => peer:random_name(), args => ["-setcookie", atom_to_list(erlang:get_cookie()), "-pa", filename:dirname(code:which(?MODULE))]}),
     Self = self(),
     Remote = erpc:call(Node, fun() ->
         spawn(fun() ->
@@ -968,15 +976,38 @@ init_stop_with_busy_threads_keeps_its_status(_Config) ->
     ].
 
 interrupt_signal_with_busy_threads_ends_cleanly(_Config) ->
-    %% With +Bd one interrupt ends the node; with the break menu it takes a second.
-    Interrupt = "os:cmd(\"kill -INT \" ++ os:getpid()), ",
+    %% With +Bd one interrupt ends the node; with the break menu it takes a second one, or an `a'.
+    Code = [busy(), "io:format(\"~s~n\", [os:getpid()]), timer:sleep(20000), halt(99)."],
     [
-        ?assertMatch({Status, _}, node(Flags, [busy(), Signals, "timer:sleep(5000), halt(99)."], []))
-     || {Flags, Signals, Status} <- [
-            {"+Bd", Interrupt, 130},
-            {"", [Interrupt, "timer:sleep(200), ", Interrupt], 0}
+        begin
+            Port = open_node(Flags, Code, []),
+            OsPid = first_line(Port, []),
+            [interrupt(Port, OsPid, Step) || Step <- Steps],
+            ?assertMatch({_, Status, {Status, _}}, {Flags, Status, collect(Port, [])})
+        end
+     || {Flags, Steps, Status} <- [
+            {"+Bd", [signal], 130},
+            {"", [signal, signal], 0},
+            {"", [signal, abort], 0}
         ]
     ].
+
+interrupt(_Port, OsPid, signal) ->
+    "" = os:cmd("kill -INT " ++ OsPid),
+    timer:sleep(200);
+interrupt(Port, _OsPid, abort) ->
+    true = port_command(Port, "a\n").
+
+first_line(Port, Output) ->
+    case string:split(lists:append(Output), "\n") of
+        [Line, _] ->
+            Line;
+        [_] ->
+            receive
+                {Port, {data, Data}} -> first_line(Port, Output ++ [Data])
+            after 10000 -> ct:fail(no_line)
+            end
+    end.
 
 %%--------------------------------------------------------------------------------------------------
 %% Helpers
@@ -1068,12 +1099,14 @@ busy() ->
 
 %% Runs code in a node of its own: exit status and output.
 node(Flags, Code, Env) ->
+    collect(open_node(Flags, Code, Env), []).
+
+open_node(Flags, Code, Env) ->
     Paths = [["-pa ", filename:dirname(code:which(Module)), " "] || Module <- [py_nif]],
-    Command = lists:flatten(["exec erl -noshell ", Flags, " ", Paths, " -eval \"$CODE\""]),
-    Port = open_port({spawn, Command}, [
+    Command = lists:flatten(["erl -noshell ", Flags, " ", Paths, " -eval \"$CODE\""]),
+    open_port({spawn, Command}, [
         exit_status, stderr_to_stdout, {env, [{"CODE", lists:flatten([Code])}, {"ERL_CRASH_DUMP_SECONDS", "0"} | Env]}
-    ]),
-    collect(Port, []).
+    ]).
 
 collect(Port, Output) ->
     receive
@@ -1082,12 +1115,22 @@ collect(Port, Output) ->
     after 30000 -> ct:fail({node_hangs, lists:flatten(Output)})
     end.
 
-resources() ->
-    {count("/proc/self/fd"), count("/proc/self/task")}.
+no_more_than({Descriptors, Threads}, {DescriptorsNow, ThreadsNow}) ->
+    DescriptorsNow =< Descriptors andalso ThreadsNow =< Threads.
 
-count(Folder) ->
-    {ok, Names} = file:list_dir_all(filename:join(["/proc", os:getpid(), filename:basename(Folder)])),
-    length(Names).
+resources() ->
+    {length(descriptors()), length(tasks())}.
+
+descriptors() ->
+    Folder = "/proc/" ++ os:getpid() ++ "/fd",
+    {ok, Names} = file:list_dir_all(Folder),
+    Links = [{Name, file:read_link(filename:join(Folder, Name))} || Name <- Names],
+    %% Common Test opens and closes log files as it likes.
+    lists:sort([Link || {_, {ok, Link}} <- Links, string:find(Link, "/logs/") =:= nomatch]).
+
+tasks() ->
+    {ok, Names} = file:list_dir_all("/proc/" ++ os:getpid() ++ "/task"),
+    Names.
 
 wait_until(Condition, Reason) ->
     wait_until(Condition, Reason, 200).

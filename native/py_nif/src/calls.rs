@@ -8,21 +8,22 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use pyo3::exceptions::PySystemExit;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTraceback, PyTuple};
 use reactor_python::value::{ConversionError, Types, Value, from_python, map_to_python, to_python};
+use reactor_python::{Activity, Description, describe};
 use rustler::types::atom::{error, ok};
 use rustler::{Encoder, Env, Term};
 
 use crate::beam::term::encode;
 use crate::log::{Level, log};
-use crate::python::interpreter::{self, STACK_BYTES, on_main_thread};
+use crate::python::interpreter::{self, STACK_BYTES};
 use crate::python::library;
 use crate::ticket::Ticket;
 
@@ -63,18 +64,7 @@ static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 struct Pool {
     queue: Sender<Call>,
     stopping: Arc<AtomicBool>,
-    seats: Vec<Arc<Seat>>,
-}
-
-/// A call thread as others see it.
-#[derive(Default)]
-struct Seat {
-    /// Of `threading.get_ident()`; 0 until the thread runs.
-    thread: AtomicU64,
-    /// The number of the call that runs, 0 between calls. Changes under the GIL only.
-    current: AtomicU64,
-    /// An exception was raised for the current call. Changes under the GIL only.
-    raised: AtomicBool,
+    activities: Vec<Arc<Activity>>,
 }
 
 /// Starts the threads. Python must be running.
@@ -85,19 +75,19 @@ pub(crate) fn start(threads: usize) -> Result<(), String> {
     stop();
     let (queue, calls) = bounded(MAX_QUEUED);
     let stopping = Arc::new(AtomicBool::new(false));
-    let seats: Vec<Arc<Seat>> = (0..threads).map(|_| Arc::default()).collect();
-    for (index, seat) in seats.iter().enumerate() {
-        let (calls, seat, stopping) = (calls.clone(), seat.clone(), stopping.clone());
+    let activities: Vec<Arc<Activity>> = (0..threads).map(|_| Arc::default()).collect();
+    for (index, activity) in activities.iter().enumerate() {
+        let (calls, activity, stopping) = (calls.clone(), activity.clone(), stopping.clone());
         thread::Builder::new()
             .name(format!("py call {}", index + 1))
             .stack_size(STACK_BYTES)
-            .spawn(move || serve(&calls, &seat, &stopping))
+            .spawn(move || serve(&calls, activity, &stopping))
             .map_err(|error| format!("cannot make a call thread: {error}"))?;
     }
     *POOL.lock() = Some(Pool {
         queue,
         stopping,
-        seats,
+        activities,
     });
     Ok(())
 }
@@ -108,11 +98,10 @@ pub(crate) fn stop() {
     let pool = POOL.lock().take();
     if let Some(pool) = pool {
         pool.stopping.store(true, Ordering::Release);
-        for seat in pool.seats {
-            on_main_thread(Box::new(move |py| {
-                let current = seat.current.load(Ordering::Acquire);
-                seat.interrupt(py, current);
-            }));
+        for activity in pool.activities {
+            if let Some(job) = activity.current_job() {
+                interpreter::interrupt(activity, job);
+            }
         }
     }
 }
@@ -137,9 +126,9 @@ pub(crate) fn submit(call: Call) -> Result<(), Refused> {
     Err(refused)
 }
 
-fn serve(calls: &Receiver<Call>, seat: &Arc<Seat>, stopping: &AtomicBool) {
+fn serve(calls: &Receiver<Call>, activity: Arc<Activity>, stopping: &AtomicBool) {
     Python::attach(|py| {
-        let mut runner = match Runner::new(py, seat.clone()) {
+        let runner = match Runner::new(py, activity) {
             Ok(runner) => runner,
             Err(error) => {
                 let text = format!("a call thread cannot start: {error}");
@@ -156,43 +145,12 @@ fn serve(calls: &Receiver<Call>, seat: &Arc<Seat>, stopping: &AtomicBool) {
     });
 }
 
-impl Seat {
-    /// Raises Interrupted in the thread if it still runs that call.
-    fn interrupt(&self, py: Python<'_>, number: u64) {
-        if number == 0 || self.current.load(Ordering::Acquire) != number {
-            return;
-        }
-        match interrupted_class(py) {
-            Ok(class) => {
-                self.raised.store(true, Ordering::Release);
-                interpreter::raise_in_thread(self.thread.load(Ordering::Acquire), &class);
-            }
-            Err(error) => log(Level::Error, error.to_string(), Vec::new()),
-        }
-    }
-
-    /// The call is over: what was raised for it and has not arrived must not hit the next one.
-    fn vacate(&self, py: Python<'_>) {
-        self.current.store(0, Ordering::Release);
-        if self.raised.swap(false, Ordering::AcqRel) {
-            interpreter::clear_raised(py, self.thread.load(Ordering::Acquire));
-        }
-    }
-}
-
-/// `erlang.Interrupted` of the current interpreter.
-pub(crate) fn interrupted_class(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    py.import("erlang")?.getattr("Interrupted")
-}
-
 /// One thread's Python side.
 struct Runner {
-    seat: Arc<Seat>,
+    activity: Arc<Activity>,
     types: Types,
     /// The module `erlang._calls`.
     helpers: Py<PyModule>,
-    /// Calls taken so far.
-    number: u64,
 }
 
 /// What came of a call.
@@ -203,44 +161,27 @@ enum Outcome {
 }
 
 /// An exception, as `{error, {Class, Message, Traceback}}` tells it.
-#[derive(Default)]
-pub(crate) struct Failure {
-    class: String,
-    message: String,
-    traceback: String,
-}
+pub(crate) struct Failure(Description);
 
 impl Runner {
-    fn new(py: Python<'_>, seat: Arc<Seat>) -> PyResult<Runner> {
-        let thread = py
-            .import("threading")?
-            .call_method0("get_ident")?
-            .extract()?;
-        seat.thread.store(thread, Ordering::Release);
+    fn new(py: Python<'_>, activity: Arc<Activity>) -> PyResult<Runner> {
+        activity.bind_to_this_thread(py)?;
         Ok(Runner {
-            seat,
+            activity,
             types: Types::load(py)?,
             helpers: py.import("erlang._calls")?.unbind(),
-            number: 0,
         })
     }
 
-    fn run(&mut self, py: Python<'_>, call: Call) {
-        self.number += 1;
-        let number = self.number;
+    fn run(&self, py: Python<'_>, call: Call) {
         if let Some(ticket) = &call.ticket {
-            let seat = self.seat.clone();
-            let interrupt = move || {
-                let seat = seat.clone();
-                on_main_thread(Box::new(move |py| seat.interrupt(py, number)));
-            };
-            if !ticket.begin(interrupt) {
+            let (activity, job) = (self.activity.clone(), self.activity.next_job());
+            if !ticket.begin(move || interpreter::interrupt(activity.clone(), job)) {
                 return;
             }
         }
-        self.seat.current.store(number, Ordering::Release);
-        let result = catch_unwind(AssertUnwindSafe(|| self.perform(py, &call.work)));
-        self.seat.vacate(py);
+        let perform = || self.activity.watch(py, || self.perform(py, &call.work));
+        let result = catch_unwind(AssertUnwindSafe(perform));
         let Ok(result) = result else {
             let text = format!("a panic in {:?}", call.work);
             return log(Level::Error, text, Vec::new());
@@ -279,7 +220,7 @@ impl Runner {
 
     fn outcome(&self, py: Python<'_>, work: &Work, result: PyResult<Bound<'_, PyAny>>) -> Outcome {
         match (work, result) {
-            (_, Err(error)) => Outcome::Failed(self.failure(py, &error)),
+            (_, Err(error)) => Outcome::Failed(failure(py, &error)),
             (Work::Exec(_), Ok(_)) => Outcome::Done,
             (Work::Eval { .. } | Work::Call { .. }, Ok(object)) => {
                 match from_python(&object, &self.types) {
@@ -290,43 +231,29 @@ impl Runner {
         }
     }
 
-    fn failure(&self, py: Python<'_>, error: &PyErr) -> Failure {
-        let described: PyResult<(String, String, String)> = self
-            .helpers
-            .bind(py)
-            .call_method1("describe", (error.value(py),))
-            .and_then(|parts| parts.extract());
-        match described {
-            Ok((class, message, traceback)) => Failure {
-                class,
-                message,
-                traceback,
-            },
-            // Out of memory, most likely: the class is better than nothing.
-            Err(_) => Failure {
-                class: error
-                    .get_type(py)
-                    .name()
-                    .map_or_else(|_| "Exception".to_owned(), |name| name.to_string()),
-                ..Failure::default()
-            },
-        }
-    }
-
     /// The user's code forked, and the child came back here. It must not serve the parent's calls.
     fn leave_child(&self, py: Python<'_>, error: Option<PyErr>) -> ! {
         let status = match error {
             None => 0,
             Some(error) if error.is_instance_of::<PySystemExit>(py) => exit_code(py, &error),
             Some(error) => {
-                let failure = self.failure(py, &error);
-                eprintln!("{}", failure.traceback);
+                eprintln!("{}", failure(py, &error).0.traceback);
                 1
             }
         };
         let _ = self.helpers.bind(py).call_method0("flush");
         library::leave(status)
     }
+}
+
+fn failure(py: Python<'_>, error: &PyErr) -> Failure {
+    // The outermost frame is that of `erlang._calls`, which nobody asked about.
+    let trace = error.traceback(py);
+    let inner = trace.and_then(|trace| trace.getattr("tb_next").ok());
+    if let Some(inner) = inner.and_then(|inner| inner.cast_into::<PyTraceback>().ok()) {
+        error.set_traceback(py, Some(inner));
+    }
+    Failure(describe(py, error))
 }
 
 /// As Python's own: no code is success, a number is itself, anything else is failure.
@@ -343,8 +270,8 @@ fn report(ticket: Option<Ticket>, outcome: Outcome) {
         (Some(ticket), outcome) => ticket.answer(move |env| outcome.encode(env)),
         (None, Outcome::Failed(failure)) => log(
             Level::Error,
-            format!("a cast failed: {}: {}", failure.class, failure.message),
-            vec![("traceback", failure.traceback)],
+            format!("a cast failed: {}: {}", failure.0.class, failure.0.message),
+            vec![("traceback", failure.0.traceback)],
         ),
         (None, Outcome::Done | Outcome::Value(_)) => {}
     }
@@ -352,11 +279,11 @@ fn report(ticket: Option<Ticket>, outcome: Outcome) {
 
 impl From<ConversionError> for Failure {
     fn from(error: ConversionError) -> Failure {
-        Failure {
+        Failure(Description {
             class: error.class().to_owned(),
             message: error.to_string(),
             traceback: String::new(),
-        }
+        })
     }
 }
 
@@ -375,11 +302,11 @@ impl Encoder for Outcome {
 
 impl Encoder for Failure {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
-        let parts = (
-            self.class.as_str(),
-            self.message.as_str(),
-            self.traceback.as_str(),
-        );
-        (error(), parts).encode(env)
+        let Description {
+            class,
+            message,
+            traceback,
+        } = &self.0;
+        (error(), (class, message, traceback)).encode(env)
     }
 }

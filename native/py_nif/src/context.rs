@@ -16,16 +16,15 @@ use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc, Term};
 
 use crate::beam::post::post;
 use crate::beam::select::BeamDemultiplexer;
-use crate::calls::interrupted_class;
 use crate::log::{Level, log};
-use crate::python::interpreter::{self, on_main_thread};
+use crate::python::interpreter;
 use crate::python::library;
 use crate::ticket::Ticket;
 
 mod atoms {
     rustler::atoms! {
         py_worker, started, stopped, failed, undefined, badf, unsupported_fd, overload,
-        no_context, no_protocol_factory, protocol, system
+        no_context, no_protocol_factory, protocol, bad_info, system
     }
 }
 
@@ -127,17 +126,9 @@ impl Context {
 
     /// Raises `erlang.Interrupted` in the callback that is running, if there is one.
     pub(crate) fn interrupt(&self) {
-        let activity = Arc::clone(&self.activity);
-        on_main_thread(Box::new(move |py| match interrupted_class(py) {
-            Ok(exception) => {
-                activity.interrupt(&exception);
-            }
-            Err(error) => log(
-                Level::Error,
-                format!("cannot interrupt: {error}"),
-                Vec::new(),
-            ),
-        }));
+        if let Some(callback) = self.activity.current_job() {
+            interpreter::interrupt(Arc::clone(&self.activity), callback);
+        }
     }
 
     /// Whether the worker has not ended yet.
@@ -230,5 +221,6 @@ fn encode_reply(env: Env<'_>, result: Result<(), Refusal>) -> Term<'_> {
         Err(Refusal::NoProtocolFactory) => (error(), atoms::no_protocol_factory()).encode(env),
         Err(Refusal::Overload) => (error(), atoms::overload()).encode(env),
         Err(Refusal::Protocol(traceback)) => (error(), (atoms::protocol(), traceback)).encode(env),
+        Err(Refusal::BadInfo(text)) => (error(), (atoms::bad_info(), text)).encode(env),
     }
 }

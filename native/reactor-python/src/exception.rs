@@ -1,5 +1,6 @@
 //! Python exceptions as text, for people and for Erlang.
 
+use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
@@ -25,15 +26,17 @@ pub fn describe(py: Python<'_>, error: &PyErr) -> Description {
         Ok(text) => lossy(&text),
         Err(_) => format!("<unprintable {class} object>"),
     };
-    let traceback = traceback(py, error).unwrap_or_else(|_| format!("{class}: {message}\n"));
+    let message = shorten(message);
+    let traceback = traceback(py, error, &format!("{class}: {message}"));
     Description {
         class,
-        message: shorten(message),
+        message,
         traceback: shorten(traceback),
     }
 }
 
-/// The name of a class, with its module unless that is `builtins`.
+/// The name of a class, with its module unless that is `builtins`; `?` where a metaclass
+/// hides it.
 #[must_use]
 pub fn class_name(class: &Bound<'_, PyType>) -> String {
     let part = |name: &str| {
@@ -47,10 +50,25 @@ pub fn class_name(class: &Bound<'_, PyType>) -> String {
     }
 }
 
-fn traceback(py: Python<'_>, error: &PyErr) -> PyResult<String> {
-    let lines = py
-        .import("traceback")?
-        .call_method1("format_exception", (error.value(py),))?;
+/// The lines of the interpreter. They ask the exception for its causes and notes, which are
+/// the user's code; if that fails, where it was raised is told without them.
+fn traceback(py: Python<'_>, error: &PyErr, summary: &str) -> String {
+    // Before Python 3.12 an exception that nobody caught in Python does not know its
+    // traceback yet, so that is passed along.
+    let (class, value, trace) = (error.get_type(py), error.value(py), error.traceback(py));
+    joined(py, "format_exception", (class, value, &trace)).unwrap_or_else(|_| {
+        let lines = joined(py, "format_tb", (trace,)).unwrap_or_default();
+        format!("Traceback (most recent call last):\n{lines}{summary}\n")
+    })
+}
+
+/// What a function of the module `traceback` makes, as one text.
+fn joined<'py>(
+    py: Python<'py>,
+    function: &str,
+    arguments: impl PyCallArgs<'py>,
+) -> PyResult<String> {
+    let lines = py.import("traceback")?.call_method1(function, arguments)?;
     let text = PyString::new(py, "").call_method1("join", (lines,))?;
     Ok(lossy(text.cast::<PyString>()?))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, Kind};
 use crate::inbox::{Key, Place};
 use crate::poller::Readiness;
 use crate::reason::Reason;
@@ -28,7 +28,8 @@ pub(crate) struct Connection<C, S> {
     pub(crate) reason: Reason,
     /// The kernel may have something to read.
     pub(crate) readable: bool,
-    /// The peer hung up: read on until the kernel says so, however short the reads.
+    /// The peer hung up or sent something urgent: read on until the kernel says that
+    /// nothing is left, however short the reads.
     pub(crate) hung_up: bool,
     /// The peer is gone for both directions.
     pub(crate) dead: bool,
@@ -104,11 +105,12 @@ impl<C, S> Connection<C, S> {
     }
 
     /// Whether the demultiplexer could watch it: it waits for something that a
-    /// level-triggered report will not announce before it is there.
+    /// level-triggered report will not announce before it is there. A full terminal whose
+    /// other side is closed would be announced for ever.
     pub(crate) fn may_park(&self) -> bool {
         let waits = match self.state {
             State::Reading => !self.eof,
-            State::Writing | State::Closing => true,
+            State::Writing | State::Closing => self.descriptor.kind() != Kind::Tty,
             State::Paused | State::Closed => false,
         };
         waits && !self.unparkable && !self.queued

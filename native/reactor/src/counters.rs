@@ -12,6 +12,14 @@ impl Counter {
         self.0.fetch_add(amount, Ordering::Relaxed);
     }
 
+    /// Adds one if the number stays within `limit`.
+    pub(crate) fn add_below(&self, limit: u64) -> bool {
+        let next = |number| (number < limit).then_some(number + 1);
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+            .is_ok()
+    }
+
     /// Takes `amount` away.
     pub fn subtract(&self, amount: u64) {
         self.0.fetch_sub(amount, Ordering::Relaxed);

@@ -13,13 +13,15 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering, fence};
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{self, MsgFlags, SockType, SockaddrStorage, sockopt};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, MsgFlags, SockType, SockaddrLike, SockaddrStorage, sockopt};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use parking_lot::Mutex;
 
@@ -65,12 +67,6 @@ impl Kind {
 
     const fn is_socket(self) -> bool {
         !matches!(self, Self::Pipe | Self::Tty)
-    }
-
-    /// Whether a read that does not fill its buffer proves that nothing is left.
-    /// epoll(7) promises it for streams; a terminal hands out line by line.
-    const fn drains_in_one_read(self) -> bool {
-        matches!(self, Self::Tcp | Self::UnixStream | Self::Pipe)
     }
 }
 
@@ -135,8 +131,9 @@ pub struct Descriptor {
     /// False for the writing end of a pipe.
     reads: bool,
     identity: Identity,
-    /// The kernel refused a write; set until it says that it takes more.
-    blocked: AtomicBool,
+    /// Odd from a write that the kernel refused until it says that it takes more; every
+    /// such report brings a new number.
+    room: AtomicU32,
     /// Somebody else closed the number: it is not ours any more.
     gone: AtomicBool,
     /// The errno of the first failure for good, or 0.
@@ -197,7 +194,7 @@ impl Descriptor {
             kind,
             reads,
             identity,
-            blocked: AtomicBool::new(false),
+            room: AtomicU32::new(0),
             gone: AtomicBool::new(false),
             fault: AtomicI32::new(0),
             sender: Mutex::new(None),
@@ -213,6 +210,9 @@ impl Descriptor {
     /// Somebody else closed this number: forget it and tell the engine.
     fn disown(&self) {
         self.gone.store(true, Ordering::Release);
+        // Against the one in `owned_by`: either we see the owner here, or its engine
+        // sees that the descriptor is gone.
+        fence(Ordering::SeqCst);
         if let Some(owner) = self.owner.get() {
             owner.descriptor_gone();
         }
@@ -222,6 +222,7 @@ impl Descriptor {
     pub(crate) fn owned_by(&self, owner: Owner) {
         // Set once, when the engine takes the descriptor; a second owner cannot be.
         let _ = self.owner.set(owner);
+        fence(Ordering::SeqCst);
     }
 
     /// The connection that this descriptor belongs to, once an engine has taken it.
@@ -290,11 +291,23 @@ impl Descriptor {
     /// Whether the kernel refused the last write.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Acquire)
+        self.room.load(Ordering::Acquire) & 1 == 1
     }
 
+    /// The kernel takes more.
     pub(crate) fn unblock(&self) {
-        self.blocked.store(false, Ordering::Release);
+        let room = self.room.load(Ordering::Acquire);
+        self.room
+            .store((room | 1).wrapping_add(1), Ordering::Release);
+    }
+
+    /// The kernel refused a write that began when `room` was the number. On another
+    /// thread than the worker's the report of room can be faster than we are, and there
+    /// will not be a second one.
+    fn block(&self, room: u32) {
+        let _ = self
+            .room
+            .compare_exchange(room, room | 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Reads once into `buffer`.
@@ -305,7 +318,11 @@ impl Descriptor {
         self.check()?;
         let result = if !self.reads {
             // All that a writing end has to report is that nobody reads any more.
-            Err(Errno::EPIPE)
+            Err(if self.peer_is_gone() {
+                Errno::EPIPE
+            } else {
+                Errno::EAGAIN
+            })
         } else if self.kind.is_datagram() {
             self.receive_datagram(buffer)
         } else {
@@ -320,17 +337,30 @@ impl Descriptor {
         }
     }
 
+    /// epoll(7) promises that a stream is empty after a read that did not fill its buffer.
+    /// Yet a terminal hands out line by line, a pipe in packet mode packet by packet, and
+    /// a Unix socket stops at ancillary data.
     fn receive_bytes(&self, buffer: &mut [u8]) -> nix::Result<Received> {
-        let length = retry(|| match (&self.fd, self.kind.is_socket()) {
-            (_, true) => socket::recv(self.number(), buffer, MsgFlags::MSG_DONTWAIT),
-            (Some(fd), false) => nix::unistd::read(fd, buffer),
-            (None, false) => Err(Errno::EBADF),
+        let size = buffer.len();
+        let (length, whole) = retry(|| match self.kind {
+            Kind::UnixStream => {
+                let mut parts = [IoSliceMut::new(buffer)];
+                let flags = MsgFlags::MSG_DONTWAIT;
+                let message = socket::recvmsg::<()>(self.number(), &mut parts, None, flags)?;
+                let whole = !message.flags.contains(MsgFlags::MSG_CTRUNC);
+                Ok((message.bytes, whole))
+            }
+            Kind::Pipe | Kind::Tty => Ok((nix::unistd::read(self, buffer)?, false)),
+            Kind::Tcp | Kind::Udp | Kind::UnixDatagram => {
+                let length = socket::recv(self.number(), buffer, MsgFlags::MSG_DONTWAIT)?;
+                Ok((length, true))
+            }
         })?;
         Ok(match length {
             0 => Received::Eof,
             length => Received::Data {
                 length,
-                drained: length < buffer.len() && self.kind.drains_in_one_read(),
+                drained: length < size && whole,
             },
         })
     }
@@ -338,6 +368,8 @@ impl Descriptor {
     /// A datagram socket outlives the errors of single datagrams: an ICMP answer to
     /// an earlier send shows up once, here, and the next call goes on.
     fn receive_datagram(&self, buffer: &mut [u8]) -> nix::Result<Received> {
+        // Not recvmsg(2): nix would take what was on the stack for the name of a sender
+        // that has none.
         let (length, sender) =
             retry(
                 || match socket::recvfrom::<SockaddrStorage>(self.number(), buffer) {
@@ -360,6 +392,7 @@ impl Descriptor {
         if bytes.is_empty() && !self.kind.is_datagram() {
             return Ok(0);
         }
+        let room = self.room.load(Ordering::Acquire);
         let result = if self.kind.is_datagram() {
             self.send_datagram(bytes)
         } else {
@@ -372,7 +405,7 @@ impl Descriptor {
         match result {
             Ok(length) => {
                 if length < bytes.len() {
-                    self.blocked.store(true, Ordering::Release);
+                    self.block(room);
                 }
                 if let Some(owner) = self.owner.get() {
                     owner.counters().bytes_out.add(length as u64);
@@ -380,7 +413,7 @@ impl Descriptor {
                 Ok(length)
             }
             Err(Errno::EAGAIN) => {
-                self.blocked.store(true, Ordering::Release);
+                self.block(room);
                 Ok(0)
             }
             Err(errno) if self.kind.is_datagram() && errno != Errno::EBADF => Err(errno),
@@ -402,15 +435,25 @@ impl Descriptor {
                     tries += 1;
                     Err(Errno::EINTR)
                 }
+                // The queue of a Unix socket that is not connected to us is full. Room
+                // there is never announced, so it is the end of this datagram.
+                Err(Errno::EAGAIN) if self.ask(PollFlags::POLLOUT) == PollFlags::POLLOUT => {
+                    tries += 1;
+                    Err(if tries > 1 {
+                        Errno::ENOBUFS
+                    } else {
+                        Errno::EINTR
+                    })
+                }
                 other => other,
             }
         })
     }
 
-    /// Whether the peer of a silent socket is gone: nothing to read and never again.
+    /// Whether the peer of a silent descriptor is gone: nothing to read and never again.
     pub(crate) fn peer_is_gone(&self) -> bool {
         if !self.kind.is_socket() {
-            return false;
+            return self.hung_up_empty();
         }
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         match retry(|| socket::recv(self.number(), &mut [0], flags)) {
@@ -420,11 +463,29 @@ impl Descriptor {
         }
     }
 
+    /// The same of a pipe or a terminal, which cannot be peeked into.
+    fn hung_up_empty(&self) -> bool {
+        let end = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+        let seen = self.ask(PollFlags::POLLIN);
+        seen.intersects(end) && !seen.contains(PollFlags::POLLIN)
+    }
+
+    /// What the kernel says now.
+    fn ask(&self, flags: PollFlags) -> PollFlags {
+        let mut asked = [PollFd::new(self.as_fd(), flags)];
+        match retry(|| poll(&mut asked, PollTimeout::ZERO)) {
+            Ok(_) => asked[0].revents().unwrap_or(PollFlags::empty()),
+            Err(_) => PollFlags::empty(),
+        }
+    }
+
     /// Before the close of a connection with unread data: the kernel would answer that
-    /// data with a reset, which can overtake what we sent last (RFC 1122, 4.2.2.13). So
+    /// data with a reset, which can overtake what we sent last (RFC 1122, 4.2.2.13), or,
+    /// on a Unix socket, stands where the peer expects the end of the stream. So
     /// the stream is ended first and what has arrived is thrown away, within bounds.
     pub(crate) fn finish(&self, buffer: &mut [u8]) {
-        if self.kind != Kind::Tcp
+        if !matches!(self.kind, Kind::Tcp | Kind::UnixStream)
+            || !self.is_still_ours()
             || socket::shutdown(self.number(), socket::Shutdown::Write).is_err()
         {
             return;
@@ -437,8 +498,9 @@ impl Descriptor {
         }
     }
 
-    fn is_still_ours(&self) -> bool {
-        self.fd.as_ref().is_some_and(|fd| self.identity.is_of(fd))
+    /// Whether the number still names what was adopted, as far as can be seen.
+    pub(crate) fn is_still_ours(&self) -> bool {
+        !self.is_gone() && self.fd.as_ref().is_some_and(|fd| self.identity.is_of(fd))
     }
 
     fn check(&self) -> nix::Result<()> {
@@ -447,6 +509,9 @@ impl Descriptor {
         }
         match self.fault() {
             Some(errno) => Err(errno),
+            // recv(2) and send(2) refuse what is not a socket; read(2) and write(2) would
+            // take any file that has the number now.
+            None if !self.kind.is_socket() && !self.is_still_ours() => Err(self.fail(Errno::EBADF)),
             None => Ok(()),
         }
     }
@@ -487,16 +552,15 @@ impl Drop for Descriptor {
         // Out of the list before close(2): after it the number can be anybody's.
         let number = fd.as_raw_fd();
         let mut live = LIVE.lock();
-        if live
+        // A newer entry is proof as well; nobody can tell a descriptor so while it is dropped.
+        let listed = live
             .get(&number)
-            .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self))
-        {
+            .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self));
+        if listed {
             live.remove(&number);
         }
         drop(live);
-        let still_ours =
-            !self.is_gone() && fstat(&fd).is_ok_and(|stat| Identity::of(&stat) == self.identity);
-        if !still_ours {
+        if !(listed && !self.is_gone() && self.identity.is_of(&fd)) {
             // Whoever closed the number gave it away: closing it again would hit
             // somebody else.
             let _ = fd.into_raw_fd();
@@ -572,7 +636,7 @@ fn socket_kind(fd: BorrowedFd<'_>) -> Result<Kind, AdoptError> {
     let socket_type = socket::getsockopt(&fd, sockopt::SockType)?;
     let family = socket::getsockname::<SockaddrStorage>(fd.as_raw_fd())
         .ok()
-        .and_then(|storage| socket::SockaddrLike::family(&storage));
+        .and_then(|storage| storage.family());
     let unix = family == Some(socket::AddressFamily::Unix);
     let inet = matches!(
         family,
@@ -590,5 +654,29 @@ fn socket_kind(fd: BorrowedFd<'_>) -> Result<Kind, AdoptError> {
         SockType::Datagram if unix => Ok(Kind::UnixDatagram),
         SockType::SeqPacket => Err(AdoptError::Unsupported("seqpacket")),
         _ => Err(AdoptError::Unsupported("socket")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::Ordering;
+
+    use super::Descriptor;
+
+    #[test]
+    fn a_report_of_room_overtakes_the_refusal_that_it_answers() {
+        let (one, _other) = UnixStream::pair().expect("a pair");
+        let descriptor = Descriptor::adopt(one.as_fd()).expect("a stream");
+        let room = descriptor.room.load(Ordering::Acquire);
+        // Between these two another thread calls send(2), which is refused.
+        descriptor.unblock();
+        descriptor.block(room);
+        assert!(!descriptor.is_blocked());
+        descriptor.block(descriptor.room.load(Ordering::Acquire));
+        assert!(descriptor.is_blocked());
+        descriptor.unblock();
+        assert!(!descriptor.is_blocked());
     }
 }

@@ -88,7 +88,7 @@ pub struct Engine<H: Handler, D: Demultiplexer> {
     inbox: Inbox<H::Opening>,
     demultiplexer: D,
     slots: Slots<H::Connection, D::Seat>,
-    ready: VecDeque<u32>,
+    ready: VecDeque<Key>,
     linger: Option<Duration>,
     buffer: Box<[u8]>,
     now: Instant,
@@ -144,11 +144,15 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             return Ok(Turn::Stopped);
         }
         self.take_arrivals(handler);
-        for _ in 0..STEPS_PER_TURN {
-            let Some(slot) = self.ready.pop_front() else {
+        // One step each: whoever queues up again waits for those who spoke meanwhile.
+        for _ in 0..self.ready.len().min(STEPS_PER_TURN) {
+            let Some(key) = self.ready.pop_front() else {
                 break;
             };
-            self.guarded(handler, slot, Self::step);
+            // It may have ended since, and its slot may be somebody else's.
+            if self.slots.find(key).is_some() {
+                self.guarded(handler, key.slot, Self::step);
+            }
         }
         self.mailbox().end_turn();
         Ok(Turn::Again)
@@ -191,13 +195,18 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             // A stale key is the echo of a descriptor that somebody else closed.
             if let Some(connection) = self.slots.find(key) {
                 connection.note(readiness);
-                enqueue(&mut self.ready, connection, key.slot);
+                enqueue(&mut self.ready, connection, key);
             }
         }
     }
 
     fn take_signals(&mut self, handler: &mut H) {
-        while let Ok(signal) = self.inbox.signals.try_recv() {
+        // No more than there are now: whoever sends without end, even from a callback of
+        // this very loop, waits for the next turn.
+        for _ in 0..self.inbox.signals.len() {
+            let Ok(signal) = self.inbox.signals.try_recv() else {
+                break;
+            };
             match signal {
                 Signal::Ready(key, readiness) => {
                     self.mailbox().counters().wakes.add(1);
@@ -238,7 +247,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             self.inbox.mailbox.counters().parked.subtract(1);
         }
         connection.note(readiness);
-        enqueue(&mut self.ready, connection, key.slot);
+        enqueue(&mut self.ready, connection, key);
     }
 
     fn take_arrivals(&mut self, handler: &mut H) {
@@ -339,6 +348,8 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
             Ok(Received::WouldBlock) => {
                 connection.readable = false;
+                // Had it been a real hang-up, this would have been the end of the stream.
+                connection.hung_up = false;
                 return;
             }
             Err(errno) => Err(Reason::Failed(errno)),
@@ -403,22 +414,28 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             Effect::Write if just_began && !blocked => self.write(handler, slot),
             Effect::Flush if just_began && !blocked => self.flush(handler, slot),
             Effect::Retire => self.retire(handler, slot),
-            Effect::Write | Effect::Flush => {}
-            Effect::AwaitData | Effect::Hold | Effect::Ignore => {}
+            Effect::Write | Effect::Flush | Effect::Ignore => {}
+            // The kernel announced its death once; it may be all that we wait for now.
+            Effect::AwaitData | Effect::Hold => self.look_for_peer(handler, slot),
         }
     }
 
     /// A connection that neither reads nor writes hears of its peer's death only here. A
-    /// reset discards what was not read; elsewhere unread data is kept for the reader.
+    /// reset discards what was not read; elsewhere unread data is kept for the reader. A
+    /// terminal whose other side is closed stays full for ever.
     fn look_for_peer(&mut self, handler: &mut H, slot: u32) {
         let Some(connection) = self.slots.get(slot) else {
             return;
         };
-        let paused = connection.state == State::Paused;
         let descriptor = &connection.descriptor;
-        let unheard = paused && (descriptor.kind() == Kind::Tcp || descriptor.peer_is_gone());
-        if connection.dead && (connection.eof || unheard) {
-            self.end(handler, slot, Reason::PeerGone);
+        if descriptor.is_gone() {
+            self.end(handler, slot, Reason::DescriptorGone);
+        } else if connection.dead {
+            let paused = connection.state == State::Paused;
+            let unheard = paused && (descriptor.kind() == Kind::Tcp || descriptor.peer_is_gone());
+            if connection.eof || unheard || connection.awaits_room() {
+                self.end(handler, slot, Reason::PeerGone);
+            }
         }
     }
 
@@ -429,10 +446,15 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             return;
         };
         if connection.is_busy() {
-            enqueue(&mut self.ready, connection, slot);
+            enqueue(&mut self.ready, connection, key);
         }
         let watched = match connection.watch {
             Watch::Nobody if connection.queued => Ok(()),
+            // Its number may be a stranger's by now, and nobody is to watch that.
+            Watch::Nobody if !connection.descriptor.is_still_ours() => {
+                self.end(handler, slot, Reason::DescriptorGone);
+                return;
+            }
             Watch::Nobody if self.linger == Some(Duration::ZERO) && connection.may_park() => {
                 self.park(handler, slot);
                 return;
@@ -469,7 +491,8 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         let linger = self.linger?;
         let slot = self.slots.most_silent()?;
         let connection = self.slots.get(slot)?;
-        Some((connection.spoke_at + linger).saturating_duration_since(self.now))
+        let parking = connection.spoke_at.checked_add(linger)?;
+        Some(parking.saturating_duration_since(self.now))
     }
 
     fn park_silent(&mut self, handler: &mut H) {
@@ -559,7 +582,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if let Err(panic) = lost {
             handler.panicked(&descriptor, panic_message(&*panic));
         }
-        if reason == Reason::Closed && readable && !eof {
+        if matches!(reason, Reason::Closed | Reason::Stopped) && readable && !eof {
             descriptor.finish(&mut self.buffer);
         }
         self.mailbox().counters().closed.add(1);
@@ -586,10 +609,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
     }
 }
 
-fn enqueue<C, S>(ready: &mut VecDeque<u32>, connection: &mut Connection<C, S>, slot: u32) {
+fn enqueue<C, S>(ready: &mut VecDeque<Key>, connection: &mut Connection<C, S>, key: Key) {
     if !connection.queued {
         connection.queued = true;
-        ready.push_back(slot);
+        ready.push_back(key);
     }
 }
 

@@ -175,14 +175,12 @@ pub(crate) struct Place(Arc<Mailbox>);
 
 impl Place {
     fn take(mailbox: &Arc<Mailbox>) -> Option<Self> {
-        let connections = &mailbox.counters.connections;
-        connections.add(1);
-        let place = Self(Arc::clone(mailbox));
-        if connections.get() > mailbox.max_connections {
-            mailbox.counters.refused.add(1);
+        let counters = &mailbox.counters;
+        if !counters.connections.add_below(mailbox.max_connections) {
+            counters.refused.add(1);
             return None;
         }
-        Some(place)
+        Some(Self(Arc::clone(mailbox)))
     }
 }
 
@@ -277,6 +275,8 @@ pub(crate) struct Inbox<O> {
 const MAX_ARRIVALS: usize = 4096;
 /// Room for signals beside one for every connection.
 const SPARE_SIGNALS: usize = 1024;
+/// Room is taken at once, so it has a bound; beyond it the worker looks at everybody.
+const MAX_SIGNALS: usize = 64 * 1024;
 
 impl<O> Inbox<O> {
     pub(crate) fn new(waker: mio::Waker, max_connections: usize) -> io::Result<(Door<O>, Self)> {
@@ -287,7 +287,8 @@ impl<O> Inbox<O> {
             ));
         }
         let (door, arrivals) = crossbeam_channel::bounded(max_connections.min(MAX_ARRIVALS));
-        let (sender, signals) = crossbeam_channel::bounded(max_connections + SPARE_SIGNALS);
+        let room = max_connections.min(MAX_SIGNALS) + SPARE_SIGNALS;
+        let (sender, signals) = crossbeam_channel::bounded(room);
         let mailbox = Arc::new(Mailbox {
             signals: sender,
             waker,

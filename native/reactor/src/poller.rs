@@ -29,7 +29,8 @@ pub struct Readiness {
     pub readable: bool,
     /// A write will not block.
     pub writable: bool,
-    /// The peer will send no more; what it sent is still to be read.
+    /// The peer will send no more, or sent something urgent: a short read does not mean
+    /// that nothing is left.
     pub hung_up: bool,
     /// Neither direction works any more.
     pub dead: bool,
@@ -77,7 +78,16 @@ impl Poller {
     pub(crate) fn add(&self, descriptor: &impl AsFd, key: Key, write: bool) -> io::Result<()> {
         let number = descriptor.as_fd().as_raw_fd();
         let registry = self.poll.registry();
-        registry.register(&mut SourceFd(&number), token(key), interest(write))
+        let source = &mut SourceFd(&number);
+        match registry.register(source, token(key), interest(write)) {
+            // epoll knows a number together with what it names. Somebody closed a
+            // descriptor of ours while a duplicate lived on, and now the same socket
+            // came in again under the same number: the entry left behind is for us.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                registry.reregister(source, token(key), interest(write))
+            }
+            other => other,
+        }
     }
 
     /// Watches for room to write as well.
@@ -110,10 +120,12 @@ impl Poller {
             .iter()
             .filter(|event| event.token() != WAKER)
             .map(|event| {
+                // A pipe or terminal that hung up with nothing left reports only that.
+                let hung_up = event.is_read_closed() || event.is_error();
                 let readiness = Readiness {
-                    readable: event.is_readable() || event.is_error(),
+                    readable: event.is_readable() || hung_up,
                     writable: event.is_writable() || event.is_error(),
-                    hung_up: event.is_read_closed() || event.is_error(),
+                    hung_up: hung_up || event.is_priority(),
                     dead: event.is_write_closed() || event.is_error(),
                 };
                 (key(event.token()), readiness)
@@ -123,11 +135,17 @@ impl Poller {
 
 const fn interest(write: bool) -> Interest {
     if write {
-        Interest::READABLE.add(Interest::WRITABLE)
+        READ.add(Interest::WRITABLE)
     } else {
-        Interest::READABLE
+        READ
     }
 }
+
+/// TCP ends a read early at a byte out of band, so that has to be known.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const READ: Interest = Interest::READABLE.add(Interest::PRIORITY);
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const READ: Interest = Interest::READABLE;
 
 const fn token(key: Key) -> Token {
     Token((key.generation as usize) << 32 | key.slot as usize)

@@ -1,7 +1,7 @@
 """Erlang, seen from the Python that runs inside its VM.
 
-`send` and `whereis` reach Erlang processes. `Pid`, `Ref` and `Atom` are the kinds of Erlang term that
-Python has no type for. `erlang.reactor` serves sockets.
+`send` and `whereis` reach Erlang processes. `Pid`, `Ref` and `Atom` are the kinds of Erlang term
+that Python has no type for. `erlang.reactor` serves sockets.
 """
 
 from __future__ import annotations

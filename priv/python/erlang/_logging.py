@@ -43,12 +43,8 @@ def start(level: str) -> None:
     sys.unraisablehook = _unraisable
 
 
-def _uncaught(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    logging.getLogger("python").critical(
-        "uncaught exception", exc_info=(kind, error, trace)
-    )
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("python").critical("uncaught exception", exc_info=(kind, error, trace))
 
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:

@@ -38,7 +38,7 @@ def _set_standard_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
     # The node's own input belongs to the Erlang shell.
-    if sys.stdin is not None and not sys.stdin.closed and sys.stdin.fileno() == 0:
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.fileno() == 0:
         sys.stdin = open(os.devnull)  # noqa: SIM115
 
 

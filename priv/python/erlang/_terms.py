@@ -63,7 +63,7 @@ class Atom:
     """An atom, for Erlang's eyes: a plain str becomes a binary, an `Atom` an atom.
 
     :param name: the atom's name.
-    :raises ValueError: there is no such atom. Atoms are never collected, so Python may not make any.
+    :raises ValueError: there is no such atom. Atoms are never collected, so Python may make none.
 
     Only from Python to Erlang: an atom that comes from Erlang is a str.
     """

@@ -24,7 +24,7 @@ same thread; while a callback runs, the other connections of its context wait.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import _erlang
 
@@ -45,9 +45,7 @@ __all__ = [
     "set_protocol_factory",
 ]
 
-Action: TypeAlias = Literal[
-    "continue", "write_pending", "read_pending", "close", "abort", "pause"
-]
+Action: TypeAlias = Literal["continue", "write_pending", "read_pending", "close", "abort", "pause"]
 """What a callback may ask for."""
 
 Address: TypeAlias = tuple[Any, ...]
@@ -92,7 +90,7 @@ class Protocol:
     with the text of a system error. None before that."""
 
     # In __new__, so that a subclass may write an __init__ without calling super().
-    def __new__(cls, *_args: object, **_kwargs: object) -> Protocol:
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
         self = super().__new__(cls)
         self._handle = None
         self.fd = -1
@@ -189,7 +187,7 @@ ProtocolFactory: TypeAlias = Callable[[], Protocol]
 
 
 class _Registry:
-    """What belongs to this interpreter; native code reads it too."""
+    """What belongs to this interpreter; native code reads and writes it too."""
 
     __slots__ = ("by_hand", "factory", "protocols")
 
@@ -221,9 +219,8 @@ def set_protocol_factory(factory: ProtocolFactory) -> None:
 
 def get_protocol(fd: int) -> Protocol | None:
     """The protocol that serves descriptor `fd` now, if there is one."""
-    # Not `or`: a protocol may define __len__ or __bool__.
-    served = _registry.protocols.get(fd)
-    return _registry.by_hand.get(fd) if served is None else served
+    protocol = _registry.protocols.get(fd)
+    return _registry.by_hand.get(fd) if protocol is None else protocol
 
 
 def resume(protocol: Protocol, action: Action = "read_pending") -> bool:

@@ -52,7 +52,7 @@ pub(crate) fn decode(term: Term<'_>) -> Result<Value, ConversionError> {
                 elements_left = elements_left
                     .checked_sub(container.size)
                     .ok_or(ConversionError::TooManyElements)?;
-                open.push(container);
+                open.push(*container);
             }
         }
         part = match open.last_mut().and_then(Container::next) {
@@ -89,7 +89,7 @@ pub(crate) fn encode<'a>(env: Env<'a>, value: &Value) -> Result<Term<'a>, Conver
 /// A term is a value at once, or a container that is still to be read.
 enum Part<'a> {
     Value(Value),
-    Container(Container<'a>),
+    Container(Box<Container<'a>>),
 }
 
 /// A container of which some elements were read.
@@ -105,7 +105,7 @@ enum Rest<'a> {
     List(Term<'a>),
     Tuple(std::vec::IntoIter<Term<'a>>),
     /// With the value of the key that was read last.
-    Map(MapIterator<'a>, Option<Term<'a>>),
+    Map(Box<MapIterator<'a>>, Option<Term<'a>>),
 }
 
 impl<'a> Container<'a> {
@@ -180,16 +180,16 @@ fn begin_tuple(tuple: Term<'_>) -> Result<Part<'_>, ConversionError> {
 fn begin_map(map: Term<'_>) -> Result<Part<'_>, ConversionError> {
     let size = map.map_size().map_err(|_| unknown())?;
     let pairs = MapIterator::new(map).ok_or_else(unknown)?;
-    Ok(container(Rest::Map(pairs, None), size))
+    Ok(container(Rest::Map(Box::new(pairs), None), size))
 }
 
 /// The room for the elements is not taken at once: a size beyond the limit is refused first.
 fn container(rest: Rest<'_>, size: usize) -> Part<'_> {
-    Part::Container(Container {
+    Part::Container(Box::new(Container {
         rest,
         size,
         values: Vec::new(),
-    })
+    }))
 }
 
 fn external_form(term: Term<'_>) -> Vec<u8> {

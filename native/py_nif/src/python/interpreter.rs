@@ -5,16 +5,17 @@
 //! is the janitor instead: it does small jobs for threads that may not take the GIL themselves.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_long};
+use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
+use reactor_python::Activity;
 
 use super::program::{self, BUILD_VERSION};
 use super::{library, module};
@@ -229,15 +230,19 @@ fn describe(py: Python<'_>, error: &PyErr) -> String {
     format!("{error}\n{traceback}")
 }
 
-/// Raises `exception`, a class, in another Python thread, the next time that it runs Python code.
-/// `thread` is that of `threading.get_ident()`. Nothing happens if there is no such thread.
-pub(crate) fn raise_in_thread(thread: u64, exception: &Bound<'_, PyAny>) {
-    // SAFETY: the GIL is held, as `exception` proves. Python takes a reference of its own.
-    unsafe { ffi::PyThreadState_SetAsyncExc(thread as c_long, exception.as_ptr()) };
-}
-
-/// Takes back an exception that was raised in `thread` and not yet delivered.
-pub(crate) fn clear_raised(_py: Python<'_>, thread: u64) {
-    // SAFETY: the GIL is held, as `_py` proves. Null means to clear.
-    unsafe { ffi::PyThreadState_SetAsyncExc(thread as c_long, std::ptr::null_mut()) };
+/// Raises `erlang.Interrupted` in a job of another Python thread, if it is still running.
+pub(crate) fn interrupt(activity: Arc<Activity>, job: u64) {
+    on_main_thread(Box::new(move |py| {
+        let interrupted = py
+            .import("erlang")
+            .and_then(|erlang| erlang.getattr("Interrupted"));
+        match interrupted {
+            Ok(class) => activity.interrupt(job, &class),
+            Err(error) => log(
+                Level::Error,
+                format!("cannot interrupt: {error}"),
+                Vec::new(),
+            ),
+        }
+    }));
 }
