@@ -239,6 +239,8 @@ await_verdict({error, _} = Error) ->
 
 %% The number of a descriptor, and what closes the caller's own hold on it. A number that is not open
 %% any more is found out by the native side, which says so.
+open_number(Number) when is_integer(Number), Number bsr 31 =/= 0 ->
+    {-1, fun() -> ok end};
 open_number(Number) when is_integer(Number) ->
     {Number, fun() -> close_port_of(Number) end};
 open_number({'$socket', _} = Socket) ->

@@ -128,13 +128,14 @@ handle_cast(Cast, State) ->
     {noreply, State}.
 
 %% @private
--spec handle_info(term(), no_state) -> {noreply, no_state}.
+-spec handle_info(term(), no_state) -> {noreply, no_state} | {noreply, no_state, hibernate}.
 handle_info({'DOWN', _Monitor, process, Pid, _Reason}, State) ->
     _ = [leave(Handle) || {_, Handle} <- ets:take(?TABLE, Pid)],
     {noreply, State};
 handle_info({reap, Handle}, State) ->
     reap(Handle),
-    {noreply, State};
+    %% A handle on our heap would keep the wake-up descriptor of its worker open.
+    {noreply, State, hibernate};
 handle_info(Message, State) ->
     ?LOG_WARNING(#{what => unexpected_message, process => ?MODULE, message => Message}),
     {noreply, State}.

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import select
+import socket
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import erlang.reactor as reactor
-from bad_values import BAD_ACTIONS, EXCEPTIONS, HostileStr
-from reactor_case import Counted
+from bad_values import (
+    BAD_ACTIONS,
+    EXCEPTIONS,
+    Hostile,
+    HostileBytearray,  # noqa: F401 for what puppets are sent
+    HostileStr,
+    Nameless,
+    closed_coroutine,
+)
+from reactor_case import Counted, Echo
 
 
 class Careful(Counted):
@@ -50,3 +62,318 @@ class Repeater(Careful):
 
     def data_received(self, data: bytes) -> Any:
         return HostileStr(data.decode())
+
+
+class Puppet(Counted):
+    """Runs what it is sent, with `self` and `answer`, and answers with `answer`."""
+
+    made: ClassVar[list[Puppet]] = []
+
+    def __init__(self) -> None:
+        Puppet.made.append(self)
+
+    def data_received(self, data: bytes) -> Any:
+        scope = {"self": self, "answer": "read_pending"}
+        exec(data, globals() | scope, scope)
+        return scope["answer"]
+
+    def connection_lost(self) -> None:
+        super().connection_lost()
+        Puppet.made.remove(self)
+
+
+def puppet(serial: int) -> Puppet:
+    """The puppet with that serial number."""
+    return next(puppet for puppet in Puppet.made if puppet.serial == serial)
+
+
+class Meddler(Careful):
+    """Calls the functions for driving by hand, and resume, on itself in its callbacks."""
+
+    calls: ClassVar[list[tuple[str, str, str]]] = []
+
+    def meddle(self, callback: str, *names: str) -> None:
+        functions: dict[str, Callable[[], Any]] = {
+            "read": lambda: reactor.on_read_ready(self.fd),
+            "write": lambda: reactor.on_write_ready(self.fd),
+            "init": lambda: reactor.init_connection(self.fd, {}),
+            "get": lambda: reactor.get_protocol(self.fd) is self,
+            "resume": lambda: reactor.resume(self, "continue"),
+            "close": lambda: reactor.close_connection(self.fd),
+        }
+        for name in names:
+            try:
+                result = repr(functions[name]())
+            except Exception as error:
+                result = type(error).__name__
+            Meddler.calls.append((callback, name, result))
+
+    def __init__(self) -> None:
+        self.meddle("__init__", "read", "write", "init", "get", "resume", "close")
+
+    def connection_made(self, _fd: int, _client_info: dict[str, Any]) -> Any:
+        self.meddle("connection_made", "read", "write", "init", "get", "resume")
+
+    def data_received(self, _data: bytes) -> Any:
+        self.meddle("data_received", "read", "write", "init", "get", "resume")
+        return "write_pending"
+
+    def write_ready(self) -> Any:
+        self.meddle("write_ready", "read", "write", "init", "get", "resume", "close")
+        return "read_pending"
+
+    def connection_lost(self) -> None:
+        self.meddle("connection_lost", "read", "write", "get", "resume", "close")
+        super().connection_lost()
+
+
+class Unassignable(Careful):
+    """Its attributes cannot be set."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in ("serial", "losses") and hasattr(self, "serial"):
+            raise AttributeError(f"{name} is not for you")
+        super().__setattr__(name, value)
+
+
+class FixedNumber(Careful):
+    """Its number is a property."""
+
+    @property
+    def fd(self) -> int:  # type: ignore[override]
+        return 5
+
+    @fd.setter
+    def fd(self, value: int) -> None:
+        if value != -1:
+            raise AttributeError("fd is fixed")
+
+
+class Uncallable(Careful):
+    """What should be a method is none."""
+
+    data_received = None  # type: ignore[assignment]
+
+
+class Wanting(Careful):
+    """Cannot be made without arguments."""
+
+    def __init__(self, wanted: object) -> None:
+        self.wanted = wanted
+
+
+class LastWords(Careful):
+    """Raises once more when it is deleted."""
+
+    def __del__(self) -> None:
+        raise RuntimeError("last words")
+
+
+class _Liar:
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        return reactor.Protocol
+
+
+_one_for_all: list[reactor.Protocol] = []
+
+
+def one_for_all() -> reactor.Protocol:
+    """A factory that returns the same protocol each time."""
+    if not _one_for_all:
+        _one_for_all.append(Echo())
+    return _one_for_all[0]
+
+
+def forget_one_for_all() -> None:
+    """Let the protocol of `one_for_all` go."""
+    _one_for_all.clear()
+
+
+NO_PROTOCOLS: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "int": lambda: 5,
+    "str": lambda: "protocol",
+    "class": lambda: Echo,
+    "base class": lambda: reactor.Protocol,
+    "module": lambda: reactor,
+    "hostile": Hostile,
+    "liar": _Liar,
+    "nameless": Nameless,
+    "wants arguments": Wanting,
+    "coroutine": lambda: closed_coroutine(),
+    "used by another": lambda: next(iter(reactor._registry.protocols.values())),
+}
+"""What a factory should not return."""
+
+NO_FACTORIES: dict[str, Any] = {
+    "None": None,
+    "int": 5,
+    "str": "Echo",
+    "int class": int,
+    "object class": object,
+    "object": object(),
+    "protocol": reactor.Protocol(),
+}
+"""What is no factory."""
+
+
+def sham(name: str) -> None:
+    """From now on the factory returns something that is no new protocol."""
+    reactor.set_protocol_factory(lambda: NO_PROTOCOLS[name]())
+
+
+def refused_factories() -> list[str]:
+    """The names of what `set_protocol_factory` refuses, of all that it should refuse."""
+    refused = []
+    for name, factory in NO_FACTORIES.items():
+        try:
+            reactor.set_protocol_factory(factory)
+        except TypeError:
+            refused.append(name)
+    return refused
+
+
+def close_newest_echo() -> None:
+    """Close the descriptor of the connection that was made last, under the reactor."""
+    echoes = [p for p in list(reactor._registry.protocols.values()) if isinstance(p, Echo)]
+    os.close(max(echoes, key=lambda echo: echo.serial).fd)
+
+
+def abort_puppets() -> None:
+    """End every puppet that is left."""
+    for puppet in list(Puppet.made):
+        reactor.resume(puppet, "abort")
+
+
+_taken: list[tuple[int, str]] = []
+
+
+def take_number(puppet: Puppet, path: str) -> None:
+    """Close the descriptor of a puppet, and open a file that gets its number."""
+    with open(path, "w") as file:
+        file.write("mine")
+    others = []
+    os.close(puppet.fd)
+    while (number := os.open(path, os.O_RDWR)) != puppet.fd:
+        others.append(number)
+    for other in others:
+        os.close(other)
+    _taken.append((number, path))
+
+
+def file_of_taken_number() -> str:
+    """What the file of `take_number` holds, read through its number, which is then closed."""
+    number, path = _taken.pop()
+    assert os.path.samestat(os.fstat(number), os.stat(path))
+    content = os.pread(number, 100, 0).decode()
+    assert os.lseek(number, 0, os.SEEK_CUR) == 0
+    os.close(number)
+    return content
+
+
+_replaced: list[int] = []
+
+
+def replace(puppet: Puppet) -> None:
+    """Put another file in the place of a puppet's descriptor."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, puppet.fd)
+    os.close(null)
+    _replaced.append(puppet.fd)
+
+
+def close_replacement() -> str:
+    """Close what `replace` put there; returns what it is."""
+    number = _replaced.pop()
+    path = os.readlink(f"/proc/self/fd/{number}")
+    os.close(number)
+    return path
+
+
+_open: list[Any] = []
+
+
+def _keep(*keepers: Any) -> int:
+    """The number of the first; all are closed by `close_no_connection`."""
+    _open.extend(keepers)
+    first = keepers[0]
+    return first if isinstance(first, int) else first.fileno()
+
+
+def _listening(family: int, kind: int = socket.SOCK_STREAM) -> int:
+    server = socket.socket(family, kind)
+    server.bind(("127.0.0.1", 0) if family == socket.AF_INET else "")
+    server.listen()
+    return _keep(server)
+
+
+NO_CONNECTIONS: dict[str, tuple[str, Callable[[], int]]] = {
+    "regular file": ("regular", lambda: _keep(tempfile.TemporaryFile())),
+    "file in proc": ("regular", lambda: _keep(os.open("/proc/self/stat", os.O_RDONLY))),
+    "file in memory": ("regular", lambda: _keep(os.memfd_create("memory"))),
+    "folder": ("directory", lambda: _keep(os.open("/", os.O_RDONLY))),
+    "path only": ("directory", lambda: _keep(os.open("/", os.O_PATH))),
+    "/dev/null": ("character_device", lambda: _keep(os.open("/dev/null", os.O_RDWR))),
+    "/dev/zero": ("character_device", lambda: _keep(os.open("/dev/zero", os.O_RDWR))),
+    "epoll": ("epoll", lambda: _keep(select.epoll())),
+    "eventfd": ("anonymous", lambda: _keep(os.eventfd(0))),
+    "pidfd": ("anonymous", lambda: _keep(os.pidfd_open(os.getpid()))),
+    "listener": ("listener", lambda: _listening(socket.AF_INET)),
+    "Unix listener": ("listener", lambda: _listening(socket.AF_UNIX)),
+    "seqpacket": (
+        "seqpacket",
+        lambda: _keep(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)),
+    ),
+    "seqpacket listener": (
+        "seqpacket",
+        lambda: _listening(socket.AF_UNIX, socket.SOCK_SEQPACKET),
+    ),
+    "netlink": ("socket", lambda: _keep(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0))),
+}
+"""What can be open but not served: the kind that a refusal names, and how to open it."""
+
+
+def open_no_connection(kind: str) -> int:
+    """Open one of `NO_CONNECTIONS`."""
+    return NO_CONNECTIONS[kind][1]()
+
+
+def close_no_connection() -> None:
+    """Close what `open_no_connection` opened; it must still be open."""
+    while _open:
+        keeper = _open.pop()
+        if isinstance(keeper, int):
+            os.close(keeper)
+        else:
+            assert keeper.fileno() >= 0
+            keeper.close()
+
+
+def fill_below(number: int) -> None:
+    """Take all free numbers below this one, until `close_no_connection`."""
+    while (taken := os.open(os.devnull, os.O_RDWR)) < number:
+        _keep(taken)
+    os.close(taken)
+
+
+_pair: list[socket.socket] = []
+
+
+def open_pair() -> int:
+    """Open a pair of sockets; returns the number of one of them."""
+    _pair.extend(socket.socketpair())
+    return _pair[0].fileno()
+
+
+def pair_echoes() -> bool:
+    """Whether what goes into the pair comes back from whoever serves its other end."""
+    _pair[1].settimeout(10)
+    _pair[1].sendall(b"data")
+    return _pair[1].recv(100) == b"data"
+
+
+def close_pair() -> None:
+    """Close both ends."""
+    while _pair:
+        _pair.pop().close()

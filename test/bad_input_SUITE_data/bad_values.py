@@ -30,6 +30,16 @@ class HostileStr(str):
     __getitem__ = __contains__ = encode = _refuse  # type: ignore[assignment]
 
 
+class HostileBytearray(bytearray):
+    """A bytearray that raises when it is asked for anything."""
+
+    def _refuse(self, *_args: object) -> NoReturn:
+        raise SystemExit("do not touch")
+
+    __len__ = __bool__ = __eq__ = __repr__ = __getitem__ = __iter__ = _refuse  # type: ignore[assignment]
+    __delitem__ = __setitem__ = __bytes__ = _refuse  # type: ignore[assignment]
+
+
 class Repr:
     """Its repr() is whatever it was made with."""
 
@@ -69,7 +79,7 @@ def _generator() -> Any:
     yield "close"
 
 
-def _closed_coroutine() -> Any:
+def closed_coroutine() -> Any:
     coroutine = _coroutine()
     coroutine.close()
     return coroutine
@@ -104,7 +114,7 @@ BAD_ACTIONS: dict[str, Callable[[], Any]] = {
     "protocol": lambda: reactor.Protocol(),
     "function": lambda: _generator,
     "generator": _generator,
-    "coroutine": _closed_coroutine,
+    "coroutine": closed_coroutine,
     "ellipsis": lambda: ...,
     "not_implemented": lambda: NotImplemented,
     "exception": lambda: ValueError("close"),

@@ -24,7 +24,7 @@ use crate::ticket::Ticket;
 mod atoms {
     rustler::atoms! {
         py_worker, started, stopped, failed, undefined, badf, unsupported_fd, overload,
-        no_context, no_protocol_factory, protocol, system
+        no_context, no_protocol_factory, protocol, bad_info, system
     }
 }
 
@@ -221,5 +221,6 @@ fn encode_reply(env: Env<'_>, result: Result<(), Refusal>) -> Term<'_> {
         Err(Refusal::NoProtocolFactory) => (error(), atoms::no_protocol_factory()).encode(env),
         Err(Refusal::Overload) => (error(), atoms::overload()).encode(env),
         Err(Refusal::Protocol(traceback)) => (error(), (atoms::protocol(), traceback)).encode(env),
+        Err(Refusal::BadInfo(text)) => (error(), (atoms::bad_info(), text)).encode(env),
     }
 }

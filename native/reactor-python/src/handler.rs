@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString, PyType};
 use reactor::{Action, Counters, Descriptor, Flushed, Handler, Reason, Verdict};
 
 use crate::activity::Activity;
@@ -28,6 +28,8 @@ pub enum Refusal {
     NoProtocolFactory,
     /// The factory or `connection_made` failed: the traceback.
     Protocol(String),
+    /// The info has no counterpart in Python: why.
+    BadInfo(String),
     /// The context is full.
     Overload,
 }
@@ -55,16 +57,16 @@ pub struct Report {
     pub failure: Description,
 }
 
-/// What the handler needs of the process around it. All calls come on the worker, inside
-/// the interpreter; none may wait.
-pub trait Surroundings {
+/// What the handler needs of the process around it. All calls come on the worker; none may
+/// wait.
+pub trait Surroundings: Sync {
     /// A callback failed.
     fn report(&self, report: Report);
 
     /// A callback has come back, maybe in a child that it forked.
     fn callback_returned(&self);
 
-    /// The worker is about to sleep.
+    /// The worker is about to sleep and has let the GIL go.
     fn resting(&self);
 }
 
@@ -116,13 +118,8 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         result
     }
 
-    /// Makes the protocol of a new connection and gives it its attributes.
-    fn make(
-        &self,
-        factory: &Bound<'py, PyAny>,
-        descriptor: &Arc<Descriptor>,
-        info: &Value,
-    ) -> PyResult<(Connection<'py>, Bound<'py, PyDict>)> {
+    /// Makes the protocol of a new connection.
+    fn make(&self, factory: &Bound<'py, PyAny>) -> PyResult<Connection<'py>> {
         let names = &self.names;
         let protocol = self.watch(|| factory.call0())?;
         if !protocol.is_instance(&names.protocol_class)? {
@@ -136,7 +133,21 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
                 "the protocol factory returned a protocol that has a connection already",
             ));
         }
-        let client_info = self.client_info(descriptor, info)?;
+        Ok(Connection {
+            sends_natively: names.inherits(&protocol, Callback::WriteReady),
+            takes_datagrams: !names.inherits(&protocol, Callback::DatagramReceived),
+            protocol,
+        })
+    }
+
+    /// Gives a new protocol its attributes and puts it on the list.
+    fn introduce(
+        &self,
+        protocol: &Bound<'py, PyAny>,
+        descriptor: &Arc<Descriptor>,
+        client_info: &Bound<'py, PyDict>,
+    ) -> PyResult<()> {
+        let names = &self.names;
         let peer = descriptor.peer();
         let peer = peer
             .map(|peer| buffer::address(self.py, &peer))
@@ -144,13 +155,8 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         protocol.setattr(&names.handle, handle::served(self.py, descriptor)?)?;
         protocol.setattr(&names.fd, descriptor.number())?;
         protocol.setattr(&names.peer, peer)?;
-        protocol.setattr(&names.client_info, &client_info)?;
-        let connection = Connection {
-            sends_natively: names.inherits(&protocol, Callback::WriteReady),
-            takes_datagrams: !names.inherits(&protocol, Callback::DatagramReceived),
-            protocol,
-        };
-        Ok((connection, client_info))
+        protocol.setattr(&names.client_info, client_info)?;
+        names.protocols.set_item(descriptor.number(), protocol)
     }
 
     /// `info` as a dict, completed from the socket.
@@ -287,10 +293,11 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     fn end(&self, connection: &Connection<'py>, descriptor: &Descriptor, reason: Reason) {
         let names = &self.names;
         let protocol = &connection.protocol;
+        let unlisted = self.unlist(protocol, descriptor);
         let ended = protocol
             .setattr(&names.closed, true)
             .and_then(|()| protocol.setattr(&names.close_reason, reason.to_string()))
-            .and_then(|()| self.unlist(protocol, descriptor));
+            .and(unlisted);
         if let Err(error) = ended {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
@@ -316,25 +323,28 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         info: &Value,
     ) -> Result<(Connection<'py>, Verdict), Refusal> {
         let factory = self.names.registry.getattr(&self.names.factory);
-        let factory = factory.map_err(|error| self.refusal(descriptor, "factory", &error))?;
+        let factory = factory.map_err(|error| self.not_made(None, descriptor, &error))?;
         if factory.is_none() {
             return Err(Refusal::NoProtocolFactory);
         }
-        let (connection, client_info) = self
-            .make(&factory, descriptor, info)
-            .map_err(|error| self.refusal(descriptor, "factory", &error))?;
-        let fd = descriptor.number();
-        if let Err(error) = self.names.protocols.set_item(fd, &connection.protocol) {
-            self.end(&connection, descriptor, Reason::Exception);
-            return Err(self.refusal(descriptor, "factory", &error));
-        }
+        let client_info = self
+            .client_info(descriptor, info)
+            .map_err(|error| self.bad_info(descriptor, &error))?;
+        let connection = self
+            .make(&factory)
+            .map_err(|error| self.not_made(Some(&factory), descriptor, &error))?;
+        // From here on there is a protocol, which hears of its end whatever comes.
         self.counters.callbacks.add(1);
-        let made = self.watch(|| {
-            let name = self.names.of(Callback::ConnectionMade);
-            connection.protocol.call_method1(name, (fd, client_info))
-        });
-        let action =
-            made.and_then(|word| self.action(&connection, Callback::ConnectionMade, &word));
+        let action = self
+            .introduce(&connection.protocol, descriptor, &client_info)
+            .and_then(|()| {
+                self.watch(|| {
+                    let name = self.names.of(Callback::ConnectionMade);
+                    let arguments = (descriptor.number(), &client_info);
+                    connection.protocol.call_method1(name, arguments)
+                })
+            })
+            .and_then(|word| self.action(&connection, Callback::ConnectionMade, &word));
         match action {
             Ok(action) => Ok((connection, Ok(action))),
             Err(error) => {
@@ -348,11 +358,27 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         }
     }
 
-    fn refusal(&self, descriptor: &Descriptor, callback: &'static str, error: &PyErr) -> Refusal {
+    /// The factory failed, or what it returned is of no use.
+    fn not_made(
+        &self,
+        factory: Option<&Bound<'py, PyAny>>,
+        descriptor: &Descriptor,
+        error: &PyErr,
+    ) -> Refusal {
+        let class = factory.and_then(|factory| factory.cast::<PyType>().ok());
+        let protocol = class.map_or_else(|| "?".to_owned(), class_name);
         let description = describe(self.py, error);
         let traceback = description.traceback.clone();
-        self.report_error("?".to_owned(), descriptor, callback, description);
+        self.report_error(protocol, descriptor, "factory", description);
         Refusal::Protocol(traceback)
+    }
+
+    /// What the acceptor says of the client cannot be told in Python.
+    fn bad_info(&self, descriptor: &Descriptor, error: &PyErr) -> Refusal {
+        let description = describe(self.py, error);
+        let message = description.message.clone();
+        self.report_error("?".to_owned(), descriptor, "client_info", description);
+        Refusal::BadInfo(message)
     }
 }
 
@@ -428,8 +454,11 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     }
 
     fn idle<T: Send>(&mut self, wait: impl FnOnce() -> T + Send) -> T {
-        self.surroundings.resting();
-        self.py.detach(wait)
+        let surroundings = &self.surroundings;
+        self.py.detach(|| {
+            surroundings.resting();
+            wait()
+        })
     }
 }
 
