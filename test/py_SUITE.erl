@@ -928,7 +928,7 @@ bad_settings_are_named(_Config) ->
 
 python_of_another_version_is_refused(Config) ->
     Program = filename:join(?config(priv_dir, Config), "python_of_old"),
-    ok = file:write_file(Program, "#!/bin/sh\necho /usr/bin/python2; echo cpython; echo 2.7\n"),
+    ok = file:write_file(Program, "#!/bin/sh\necho /usr/bin/python2; echo cpython; echo 2.7; echo 2.7.18\n"),
     ok = file:change_mode(Program, 8#755),
     {1, Output} = node("", start_and_print(), [{"PY_REACTOR_PYTHON", Program}]),
     [
