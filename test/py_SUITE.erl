@@ -452,7 +452,6 @@ exceptions_of_every_kind_are_answers(_Config) ->
             {"1/0", <<"ZeroDivisionError">>},
             {"1 +", <<"SyntaxError">>},
             {"  x = 1\n y = 2", <<"IndentationError">>},
-            {"x = '\\0'; compile('\\0', '', 'exec')", <<"SyntaxError">>},
             {"raise SystemExit", <<"SystemExit">>},
             {"import sys; sys.exit(3)", <<"SystemExit">>},
             {"raise KeyboardInterrupt", <<"KeyboardInterrupt">>},
