@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import erlang.reactor as reactor
 from bad_values import BAD_ACTIONS, EXCEPTIONS, HostileStr
 from reactor_case import Counted
+
+import erlang.reactor as reactor
 
 
 class Careful(Counted):
