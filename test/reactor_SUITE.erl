@@ -10,8 +10,8 @@
 
 -compile([export_all, nowarn_export_all, nowarn_missing_spec]).
 
--import(reactor_case, [await_closed/1, echoes/2, wait_until/2]).
--import(told, [protocol/1, exec/1, eval/2, next/1]).
+-import(reactor_case, [await_closed/1, echoes/2, reset/1, wait_until/2]).
+-import(told, [protocol/1, exec/1, eval/1, eval/2, connected/1, next/0, next/1, nothing/0]).
 
 -define(PATIENCE_MS, 20000).
 
@@ -262,4 +262,927 @@ told_of(Config, Info) ->
 end_of(Client) ->
     ok = gen_tcp:close(Client),
     {} = next(<<"eof">>),
+    {<<"eof">>} = next(<<"lost">>).
+
+%%--------------------------------------------------------------------------------------------------
+%% Attributes and callbacks
+
+attributes_are_there_before_connection_made(Config) ->
+    protocol(
+        "def __init__(self):\n"
+        "    tell('init', self.fd, self.client_info, self.closed, self.peer is None,\n"
+        "         self.close_reason is None, type(self.write_buffer).__name__)\n"
+    ),
+    Client = reactor_case:open(?config(listener, Config)),
+    ?assertEqual({<<"init">>, -1, #{}, false, true, true, <<"bytearray">>}, next()),
+    {_} = next(<<"made">>),
+    end_of(Client).
+
+attributes_tell_of_the_connection(Config) ->
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    tell('made', fd == self.fd, client_info is self.client_info, self.peer, self.closed)\n"
+        "    os.fstat(fd)\n"
+        "def connection_lost(self):\n"
+        "    os.fstat(self.fd)\n"
+        "    tell('lost', self.closed, self.close_reason, self.peer,\n"
+        "         reactor.get_protocol(self.fd) is None)\n"
+    ),
+    Client = reactor_case:open(?config(listener, Config), #{addr => "elsewhere", port => 1}),
+    {ok, Port} = inet:port(Client),
+    ?assertEqual({<<"made">>, true, true, {<<"127.0.0.1">>, Port}, false}, next()),
+    ok = gen_tcp:close(Client),
+    {} = next(<<"eof">>),
+    ?assertEqual({<<"lost">>, true, <<"eof">>, {<<"127.0.0.1">>, Port}, true}, next()),
+    nothing().
+
+init_without_super_works(Config) ->
+    protocol(
+        "def __init__(self):\n"
+        "    self.count = 0\n"
+        "def data_received(self, data):\n"
+        "    self.count += len(data)\n"
+        "    self.write_buffer += b'%d.' % self.count\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "abc"),
+    <<"3.">> = received(Client, 2),
+    ok = gen_tcp:send(Client, "de"),
+    <<"5.">> = received(Client, 2),
+    end_of(Client).
+
+callbacks_overridden_with_super_work(Config) ->
+    protocol(callbacks("super().NAME(ARGS)")),
+    Client = reactor_case:open(?config(listener, Config)),
+    {<<"connection_made">>} = next(),
+    {_} = next(<<"made">>),
+    ok = gen_tcp:send(Client, "abc"),
+    {<<"data_received">>} = next(),
+    {<<"abc">>} = next(<<"data">>),
+    {<<"write_ready">>} = next(),
+    <<"abc">> = received(Client, 3),
+    ok = gen_tcp:close(Client),
+    {<<"eof_received">>} = next(),
+    {} = next(<<"eof">>),
+    {<<"connection_lost">>} = next(),
+    {<<"eof">>} = next(<<"lost">>),
+    nothing().
+
+callbacks_overridden_without_super_work(Config) ->
+    protocol(callbacks("ACTION")),
+    Client = reactor_case:open(?config(listener, Config)),
+    {<<"connection_made">>} = next(),
+    ok = gen_tcp:send(Client, "abc"),
+    {<<"data_received">>} = next(),
+    %% This write_ready writes nothing; what its buffer holds is sent after the end of the stream.
+    {<<"write_ready">>} = next(),
+    ok = gen_tcp:shutdown(Client, write),
+    {<<"eof_received">>} = next(),
+    ok = gen_tcp:close(Client),
+    wait_until("nobody says so, but both sides have ended", fun() ->
+        eval("[reactor.close_connection(fd) for fd in list(reactor._registry.protocols)"
+             " if isinstance(reactor.get_protocol(fd), P)] == [None]")
+    end),
+    {<<"connection_lost">>} = next(),
+    nothing().
+
+%% A protocol with every callback overridden; each tells its name, then does this.
+callbacks(Body) ->
+    Callback = fun({Name, Args, First, Action}) ->
+        Doing = lists:foldl(
+            fun({From, To}, Text) -> string:replace(Text, From, To) end,
+            Body,
+            [{"NAME", Name}, {"ARGS", Args}, {"ACTION", Action}]
+        ),
+        io_lib:format(
+            "def ~s(~s):~n    tell('~s')~n    ~s~n    return ~s~n",
+            [Name, lists:join(", ", ["self" | [Args || Args =/= ""]]), Name, First, Doing]
+        )
+    end,
+    lists:map(Callback, [
+        {"connection_made", "fd, client_info", "pass", "'continue'"},
+        {"data_received", "data", "self.write_buffer += data", "'write_pending'"},
+        {"write_ready", "", "pass", "'read_pending'"},
+        {"eof_received", "", "pass", "'continue'"},
+        {"connection_lost", "", "pass", "'continue'"}
+    ]).
+
+%% Skips what is told before this word.
+told_at_last(Word) ->
+    case element(1, next()) of
+        Word -> ok;
+        _ -> told_at_last(Word)
+    end.
+
+connection_made_may_write_first(Config) ->
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    super().connection_made(fd, client_info)\n"
+        "    self.write_buffer += b'220 ready'\n"
+        "    return 'write_pending'\n"
+    ),
+    Client = connected(Config),
+    <<"220 ready">> = received(Client, 9),
+    end_of(Client).
+
+connection_made_may_write_by_itself(Config) ->
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    super().connection_made(fd, client_info)\n"
+        "    tell('written', self.write(b'220 ready'))\n"
+    ),
+    Client = connected(Config),
+    {9} = next(<<"written">>),
+    <<"220 ready">> = received(Client, 9),
+    end_of(Client).
+
+data_is_never_empty_and_at_most_64_kib(Config) ->
+    protocol(
+        "sizes = []\n"
+        "def data_received(self, data):\n"
+        "    assert type(data) is bytes\n"
+        "    self.sizes.append(len(data))\n"
+        "def eof_received(self):\n"
+        "    tell('sizes', sum(self.sizes), min(self.sizes), max(self.sizes))\n"
+        "    return super().eof_received()\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, rand:bytes(5_000_000)),
+    ok = gen_tcp:close(Client),
+    {5_000_000, Least, Most} = next(<<"sizes">>),
+    ?assert(Least > 0),
+    ?assert(Most =< 65536),
+    {} = next(<<"eof">>),
+    {<<"eof">>} = next(<<"lost">>).
+
+one_that_never_stops_sending_leaves_room_for_others(Config) ->
+    protocol("def data_received(self, data):\n    tell('data', len(data))\n"),
+    Flood = reactor_case:open(?config(listener, Config)),
+    {_} = next(<<"made">>),
+    protocol("def data_received(self, data):\n    self.write_buffer += data\n"),
+    Client = connected(Config),
+    Sender = spawn_link(fun() ->
+        receive
+            {go, Case} -> flood(Flood, rand:bytes(1_000_000)), Case ! flooded
+        end
+    end),
+    ok = gen_tcp:controlling_process(Flood, Sender),
+    Sender ! {go, self()},
+    [echoes(Client, rand:bytes(1000)) || _ <- lists:seq(1, 200)],
+    Sender ! stop,
+    receive flooded -> ok end,
+    ok = gen_tcp:close(Client),
+    told_at_last(<<"lost">>, <<"eof">>),
+    told_at_last(<<"lost">>, <<"eof">>).
+
+flood(Socket, Data) ->
+    ok = gen_tcp:send(Socket, Data),
+    receive
+        stop -> gen_tcp:close(Socket)
+    after 0 -> flood(Socket, Data)
+    end.
+
+told_at_last(Word, Argument) ->
+    case next() of
+        {Word, Argument} -> ok;
+        _ -> told_at_last(Word, Argument)
+    end.
+
+get_protocol_finds_those_that_are_served(Config) ->
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    tell('made', fd, reactor.get_protocol(fd) is self)\n"
+        "def __len__(self):\n"
+        "    return 0\n"
+    ),
+    Client = reactor_case:open(?config(listener, Config)),
+    {Fd, true} = next(<<"made">>),
+    ?assert(eval("type(reactor.get_protocol(fd)) is P", #{fd => Fd})),
+    end_of(Client),
+    ?assertEqual(none, eval("reactor.get_protocol(fd)", #{fd => Fd})).
+
+%%--------------------------------------------------------------------------------------------------
+%% The factory
+
+factory_may_be_class_function_or_partial(Config) ->
+    protocol(
+        "def __init__(self, word='none'):\n"
+        "    self.word = word\n"
+        "def connection_made(self, fd, client_info):\n"
+        "    tell('word', self.word)\n"
+    ),
+    Factories = [
+        {"P", <<"none">>},
+        {"lambda: P('lambda')", <<"lambda">>},
+        {"functools.partial(P, 'partial')", <<"partial">>},
+        {"functools.partial(P, word='keyword')", <<"keyword">>},
+        {"types.MethodType(P, 'method')", <<"method">>}
+    ],
+    [
+        begin
+            exec(["import types\nreactor.set_protocol_factory(", Factory, ")"]),
+            Client = reactor_case:open(?config(listener, Config)),
+            ?assertEqual({<<"word">>, Word}, next()),
+            end_of(Client)
+        end
+     || {Factory, Word} <- Factories
+    ].
+
+factory_of_a_wrong_type_is_a_type_error(_Config) ->
+    [
+        ?assertMatch(
+            {error, {<<"TypeError">>, _, _}},
+            py:exec(["reactor.set_protocol_factory(", Wrong, ")"])
+        )
+     || Wrong <- ["None", "1", "'P'", "Told()", "int", "object", "[Told]", ""]
+    ].
+
+factory_set_later_counts_for_new_connections_only(Config) ->
+    protocol("def data_received(self, data):\n    tell('first')\n"),
+    First = connected(Config),
+    protocol("def data_received(self, data):\n    tell('second')\n"),
+    Second = connected(Config),
+    ok = gen_tcp:send(First, "x"),
+    {<<"first">>} = next(),
+    ok = gen_tcp:send(Second, "x"),
+    {<<"second">>} = next(),
+    end_of(First),
+    end_of(Second).
+
+%%--------------------------------------------------------------------------------------------------
+%% Actions
+
+none_writes_what_is_buffered(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    if data != b'quiet':\n"
+        "        self.write_buffer += data\n"
+    ),
+    Client = connected(Config),
+    echoes(Client, <<"loud">>),
+    ok = gen_tcp:send(Client, "quiet"),
+    echoes(Client, rand:bytes(3_000_000)),
+    end_of(Client).
+
+continue_keeps_on_reading_and_writing(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    self.write_buffer += data\n"
+        "    return 'write_pending' if data.endswith(b'.') else 'continue'\n"
+        "def write_ready(self):\n"
+        "    if not self.write_buffer:\n"
+        "        return 'read_pending'\n"
+        "    tell('wrote', self.write(self.write_buffer[:1]))\n"
+        "    del self.write_buffer[:1]\n"
+        "    return 'continue'\n"
+    ),
+    Client = connected(Config),
+    [
+        begin
+            ok = gen_tcp:send(Client, Part),
+            wait_until("it was read", fun() -> buffered_at_least(Size) end)
+        end
+     || {Part, Size} <- [{"ab", 2}, {"cd", 4}]
+    ],
+    ok = gen_tcp:send(Client, "e."),
+    [{1} = next(<<"wrote">>) || _ <- lists:seq(1, 6)],
+    <<"abcde.">> = received(Client, 6),
+    end_of(Client).
+
+buffered_at_least(Size) ->
+    eval(
+        "any(len(p.write_buffer) >= size for p in reactor._registry.protocols.values())",
+        #{size => Size}
+    ).
+
+close_sends_what_is_buffered(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    self.write_buffer += data * 2\n"
+        "    return 'close'\n"
+        "def write_ready(self):\n"
+        "    tell('asked')\n"
+        "    return 'continue'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "ab"),
+    ?assertEqual(<<"abab">>, await_closed(Client)),
+    {<<"closed">>} = next(<<"lost">>),
+    nothing().
+
+close_ends_from_every_callback(Config) ->
+    [ends_from(Config, Callback, "close", <<"closed">>) || Callback <- answering_callbacks()].
+
+abort_ends_from_every_callback(Config) ->
+    [ends_from(Config, Callback, "abort", <<"aborted">>) || Callback <- answering_callbacks()].
+
+answering_callbacks() ->
+    ["connection_made", "data_received", "write_ready", "eof_received"].
+
+%% The end of the stream stays the reason if the protocol only closes after it.
+ends_from(Config, "eof_received" = Callback, "close" = Action, _Reason) ->
+    ends_from(Config, Callback, Action, <<"eof">>, <<"held back">>);
+ends_from(Config, Callback, "close" = Action, Reason) ->
+    ends_from(Config, Callback, Action, Reason, <<"held back">>);
+ends_from(Config, Callback, "abort" = Action, Reason) ->
+    ends_from(Config, Callback, Action, Reason, <<>>).
+
+ends_from(Config, Callback, Action, Reason, Sent) ->
+    protocol(
+        io_lib:format(
+            "def ~s(self, *args):~n"
+            "    self.write_buffer[:] = b'held back'~n"
+            "    return '~s'~n",
+            [Callback, Action]
+        )
+    ),
+    [
+        exec("P.data_received = lambda self, data: 'write_pending'")
+     || Callback =:= "write_ready"
+    ],
+    Client = reactor_case:open(?config(listener, Config)),
+    _ = gen_tcp:send(Client, "x"),
+    _ = gen_tcp:shutdown(Client, write),
+    ?assertEqual(Sent, await_closed(Client)),
+    told_at_last(<<"lost">>, Reason),
+    nothing().
+
+close_delivers_a_large_buffer_to_a_slow_reader(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    self.write_buffer += data * 3_000_000\n"
+        "    return 'close'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "0123456789"),
+    slowly(Client, 30_000_000),
+    {<<"closed">>} = next(<<"lost">>).
+
+slowly(Client, 0) ->
+    ?assertEqual({error, closed}, gen_tcp:recv(Client, 0, ?PATIENCE_MS)),
+    ok = gen_tcp:close(Client);
+slowly(Client, Left) ->
+    Size = min(Left, 1_000_000),
+    Data = received(Client, Size),
+    ?assert(Data =:= binary:copy(<<"0123456789">>, Size div 10)),
+    timer:sleep(5),
+    slowly(Client, Left - Size).
+
+abort_throws_a_large_buffer_away(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    self.write_buffer += bytes(30_000_000)\n"
+        "    return 'write_pending'\n"
+        "def connection_made(self, fd, client_info):\n"
+        "    global it\n"
+        "    it = self\n"
+        "    super().connection_made(fd, client_info)\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    wait_until("it is blocked", fun() -> eval("0 < len(it.write_buffer) < 30_000_000") end),
+    ?assert(eval("reactor.resume(it, 'abort')")),
+    {<<"aborted">>} = next(<<"lost">>),
+    ?assert(byte_size(await_closed(Client)) < 30_000_000).
+
+pause_stops_reading_until_a_thread_resumes(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    tell('data', data)\n"
+        "    self.go = threading.Event()\n"
+        "    def wait(go=self.go):\n"
+        "        go.wait()\n"
+        "        tell('resumed', reactor.resume(self))\n"
+        "    self.thread = threading.Thread(target=wait)\n"
+        "    self.thread.start()\n"
+        "    globals()['it'] = self\n"
+        "    return 'pause'\n"
+    ),
+    Client = connected(Config),
+    [
+        begin
+            ok = gen_tcp:send(Client, Data),
+            {Data} = next(<<"data">>),
+            ok = gen_tcp:send(Client, Data),
+            nothing(),
+            none = eval("it.go.set()"),
+            {true} = next(<<"resumed">>),
+            {Data} = next(<<"data">>),
+            none = eval("it.go.set()"),
+            {true} = next(<<"resumed">>)
+        end
+     || Data <- [<<"one">>, <<"two">>]
+    ],
+    end_of(Client).
+
+pause_works_from_every_callback(Config) ->
+    [pauses_from(Config, Callback) || Callback <- answering_callbacks()].
+
+pauses_from(Config, Callback) ->
+    protocol(
+        io_lib:format(
+            "def ~s(self, *args):~n"
+            "    tell('pausing', self.fd)~n"
+            "    return 'pause'~n",
+            [Callback]
+        )
+    ),
+    [
+        exec("P.data_received = lambda self, data: 'write_pending'")
+     || Callback =:= "write_ready"
+    ],
+    Client = reactor_case:open(?config(listener, Config)),
+    [{_} = next(<<"made">>) || Callback =/= "connection_made"],
+    _ = gen_tcp:send(Client, "x"),
+    ok = gen_tcp:shutdown(Client, write),
+    Skip = fun Skip() ->
+        case next() of
+            {<<"pausing">>, Fd} -> Fd;
+            _ -> Skip()
+        end
+    end,
+    Fd = Skip(),
+    nothing(),
+    ?assert(eval("reactor.resume(reactor.get_protocol(fd), 'close')", #{fd => Fd})),
+    ?assertEqual(<<>>, await_closed(Client)),
+    told_at_last(<<"lost">>),
+    nothing().
+
+pause_ends_when_another_connection_resumes_it(Config) ->
+    protocol(
+        "waiting = []\n"
+        "def data_received(self, data):\n"
+        "    if data == b'wait':\n"
+        "        self.waiting.append(self)\n"
+        "        self.write_buffer += b'over'\n"
+        "        return 'pause'\n"
+        "    tell(*(reactor.resume(other, 'write_pending') for other in self.waiting))\n"
+        "    self.waiting.clear()\n"
+    ),
+    [First, Second] = [connected(Config) || _ <- [1, 2]],
+    ok = gen_tcp:send(First, "wait"),
+    wait_until("it waits", fun() -> eval("len(P.waiting) == 1") end),
+    ok = gen_tcp:send(Second, "go"),
+    <<"over">> = received(First, 4),
+    receive {true} -> ok after ?PATIENCE_MS -> error(not_resumed) end,
+    end_of(First),
+    end_of(Second).
+
+resume_takes_every_action(Config) ->
+    exec("def it():\n    return kept[-1]\nkept = []"),
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    super().connection_made(fd, client_info)\n"
+        "    kept.append(self)\n"
+        "    return 'pause'\n"
+    ),
+    [
+        begin
+            Client = connected(Config),
+            ok = gen_tcp:send(Client, "data"),
+            Check(Client),
+            ok = gen_tcp:close(Client),
+            told_at_last(<<"lost">>)
+        end
+     || Check <- [
+            fun(_) ->
+                ?assert(eval("reactor.resume(it(), 'continue')")),
+                nothing(),
+                ?assert(eval("reactor.resume(it())")),
+                {<<"data">>} = next(<<"data">>)
+            end,
+            fun(Client) ->
+                ?assert(eval("it().write_buffer.extend(b'x') or reactor.resume(it(), 'write_pending')")),
+                <<"x">> = received(Client, 1),
+                {<<"data">>} = next(<<"data">>)
+            end,
+            fun(_) -> ?assert(eval("reactor.resume(it(), 'pause')")), nothing(),
+                ?assert(eval("reactor.resume(it(), 'read_pending')")) end,
+            fun(Client) ->
+                ?assert(eval("it().write_buffer.extend(b'xy') or reactor.resume(it(), 'close')")),
+                {ok, <<"xy">>} = gen_tcp:recv(Client, 2, ?PATIENCE_MS),
+                {error, closed} = gen_tcp:recv(Client, 0, ?PATIENCE_MS)
+            end,
+            fun(Client) ->
+                ?assert(eval("it().write_buffer.extend(b'xy') or reactor.resume(it(), 'abort')")),
+                {error, _} = gen_tcp:recv(Client, 0, ?PATIENCE_MS)
+            end
+        ]
+    ].
+
+resume_refuses_what_is_no_action(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    for word in 'Close', '', 'close ', 'nothing':\n"
+        "        try:\n"
+        "            reactor.resume(self, word)\n"
+        "        except ValueError as error:\n"
+        "            tell('refused', word in str(error))\n"
+        "    try:\n"
+        "        reactor.resume(Told())\n"
+        "    except ValueError:\n"
+        "        tell('refused', True)\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    [{true} = next(<<"refused">>) || _ <- lists:seq(1, 5)],
+    end_of(Client).
+
+resume_of_a_closed_connection_is_false(Config) ->
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    globals()['it'] = self\n"
+        "    super().connection_made(fd, client_info)\n"
+    ),
+    Client = connected(Config),
+    end_of(Client),
+    ?assertNot(eval("reactor.resume(it)")),
+    ?assertNot(eval("reactor.resume(it, 'close')")).
+
+a_paused_connection_notices_that_its_peer_vanished(Config) ->
+    protocol("def data_received(self, data):\n    tell('pausing')\n    return 'pause'\n"),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    {<<"pausing">>} = next(),
+    reset(Client),
+    {<<"peer_gone">>} = next(<<"lost">>),
+    nothing().
+
+write_pending_is_asked_again_until_all_is_written(Config) ->
+    protocol(
+        "asked = 0\n"
+        "def data_received(self, data):\n"
+        "    self.write_buffer += data * 5_000_000\n"
+        "    return 'write_pending'\n"
+        "def write_ready(self):\n"
+        "    self.asked += 1\n"
+        "    written = self.write(self.write_buffer)\n"
+        "    del self.write_buffer[:written]\n"
+        "    if self.write_buffer:\n"
+        "        return 'write_pending'\n"
+        "    tell('asked', self.asked)\n"
+        "    return 'read_pending'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "ab"),
+    ?assert(binary:copy(<<"ab">>, 5_000_000) =:= received(Client, 10_000_000)),
+    {Times} = next(<<"asked">>),
+    %% Neither once, nor as often as a loop that does not wait.
+    ?assert(Times > 1),
+    ?assert(Times < 20_000),
+    end_of(Client).
+
+%%--------------------------------------------------------------------------------------------------
+%% How connections end
+
+output_goes_on_after_the_clients_half_close(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    self.write_buffer += data * 1_000_000\n"
+        "    return 'write_pending'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "0123456789"),
+    ok = gen_tcp:shutdown(Client, write),
+    slowly(Client, 10_000_000),
+    {} = next(<<"eof">>),
+    {<<"eof">>} = next(<<"lost">>).
+
+eof_received_may_go_on_writing(Config) ->
+    protocol(
+        "left = 50\n"
+        "def eof_received(self):\n"
+        "    tell('eof')\n"
+        "    self.write_buffer += b'after ' * 20_000\n"
+        "    return 'write_pending'\n"
+        "def write_ready(self):\n"
+        "    if not self.write_buffer:\n"
+        "        self.left -= 1\n"
+        "        if not self.left:\n"
+        "            return 'close'\n"
+        "        self.write_buffer += b'after ' * 20_000\n"
+        "    del self.write_buffer[:self.write(self.write_buffer)]\n"
+        "    return 'continue'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:shutdown(Client, write),
+    ?assert(binary:copy(<<"after ">>, 50 * 20_000) =:= await_closed(Client)),
+    {} = next(<<"eof">>),
+    {<<"eof">>} = next(<<"lost">>).
+
+eof_received_may_keep_the_connection_for_later(Config) ->
+    protocol(
+        "def eof_received(self):\n"
+        "    tell('eof', self.fd)\n"
+        "    return 'continue'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:shutdown(Client, write),
+    {Fd} = next(<<"eof">>),
+    nothing(),
+    [
+        begin
+            ?assertEqual(3, eval("reactor.get_protocol(fd).write(b'too')", #{fd => Fd})),
+            <<"too">> = received(Client, 3)
+        end
+     || _ <- [1, 2]
+    ],
+    none = eval("reactor.close_connection(fd)", #{fd => Fd}),
+    ?assertEqual(<<>>, await_closed(Client)),
+    {<<"eof">>} = next(<<"lost">>).
+
+eof_received_is_called_once_only(Config) ->
+    protocol(
+        "def eof_received(self):\n"
+        "    tell('eof', self.fd)\n"
+        "    return 'read_pending'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:shutdown(Client, write),
+    {Fd} = next(<<"eof">>),
+    Served = "reactor.resume(reactor.get_protocol(fd), action)",
+    [
+        begin
+            ?assert(eval(Served, #{fd => Fd, action => Action})),
+            nothing()
+        end
+     || Action <- ['read_pending', 'write_pending', 'continue', 'pause', 'read_pending']
+    ],
+    ?assert(eval(Served, #{fd => Fd, action => close})),
+    ?assertEqual(<<>>, await_closed(Client)),
+    {<<"eof">>} = next(<<"lost">>),
+    nothing().
+
+a_peer_that_resets_after_its_half_close_is_noticed(Config) ->
+    protocol(
+        "def eof_received(self):\n"
+        "    tell('eof')\n"
+        "    return 'continue'\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:shutdown(Client, write),
+    {} = next(<<"eof">>),
+    reset(Client),
+    {_} = next(<<"lost">>),
+    nothing().
+
+a_reset_is_one_connection_lost(Config) ->
+    protocol("pass"),
+    Client = connected(Config),
+    reset(Client),
+    {<<"reset">>} = next(<<"lost">>),
+    nothing().
+
+a_reset_while_a_write_waits_is_one_connection_lost(Config) ->
+    [
+        begin
+            protocol(["count = 0\ndef data_received(self, data):\n"
+                      "    self.write_buffer += bytes(30_000_000)\n"
+                      "    globals()['it'] = self\n"
+                      "    return 'write_pending'\n", WriteReady]),
+            Client = connected(Config),
+            ok = gen_tcp:send(Client, "x"),
+            wait_until("it is blocked", fun() ->
+                eval("'it' in globals() and 0 < len(it.write_buffer) < 30_000_000")
+            end),
+            reset(Client),
+            {<<"reset">>} = next(<<"lost">>),
+            nothing(),
+            exec("del it")
+        end
+     || WriteReady <- [
+            "",
+            "def write_ready(self):\n"
+            "    del self.write_buffer[:self.write(self.write_buffer)]\n"
+            "    return 'continue'\n"
+        ]
+    ].
+
+close_reason_says_why_it_ended(Config) ->
+    Endings = [
+        {"return 'close'", <<"closed">>},
+        {"return 'abort'", <<"aborted">>},
+        {"raise ValueError('mine')", <<"exception">>},
+        {"return 'nonsense'", <<"exception">>},
+        {"return 1", <<"exception">>},
+        {"os.close(self.fd)", <<"descriptor_gone">>}
+    ],
+    [
+        begin
+            protocol(["def data_received(self, data):\n    ", Ending]),
+            Client = connected(Config),
+            ok = gen_tcp:send(Client, "x"),
+            case Reason of
+                %% The kernel tells nobody: it is found out at the next event.
+                <<"descriptor_gone">> -> gen_tcp:close(Client);
+                _ -> await_closed(Client)
+            end,
+            ?assertEqual({<<"lost">>, Reason}, next())
+        end
+     || {Ending, Reason} <- Endings
+    ].
+
+close_connection_closes_a_served_one(Config) ->
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    self.write_buffer += b'held back'\n"
+        "    tell('made', fd)\n"
+        "    return 'continue'\n"
+    ),
+    Client = reactor_case:open(?config(listener, Config)),
+    {Fd} = next(<<"made">>),
+    none = eval("reactor.close_connection(fd)", #{fd => Fd}),
+    ?assertEqual(<<"held back">>, await_closed(Client)),
+    {<<"closed">>} = next(<<"lost">>),
+    ?assertMatch(
+        {error, {<<"ValueError">>, _, _}},
+        py:eval("reactor.close_connection(fd)", #{fd => Fd})
+    ).
+
+unread_input_does_not_destroy_the_last_output(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    self.write_buffer += b'enough' * 10_000\n"
+        "    return 'close'\n"
+    ),
+    [
+        begin
+            Client = connected(Config),
+            ok = gen_tcp:send(Client, rand:bytes(200_000)),
+            ?assert(binary:copy(<<"enough">>, 10_000) =:= await_closed(Client)),
+            {<<"closed">>} = next(<<"lost">>)
+        end
+     || _ <- lists:seq(1, 20)
+    ].
+
+%%--------------------------------------------------------------------------------------------------
+%% read and write
+
+write_takes_anything_like_bytes(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    import array, mmap\n"
+        "    with mmap.mmap(-1, 4) as shared:\n"
+        "        shared[:] = b'mmap'\n"
+        "        things = (data, bytearray(data), memoryview(data)[1:], memoryview(data)[::2],\n"
+        "                  array.array('B', data), shared, b'', bytearray())\n"
+        "        tell('written', [self.write(thing) for thing in things])\n"
+        "    for wrong in 'text', None, 5, ['list'], array.array('I', [1]):\n"
+        "        try:\n"
+        "            self.write(wrong)\n"
+        "        except (TypeError, BufferError) as error:\n"
+        "            tell('refused', type(wrong).__name__)\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "abcd"),
+    {Lengths} = next(<<"written">>),
+    ?assertEqual([4, 4, 3, 2, 4, 4, 0, 0], Lengths),
+    ?assertEqual(<<"abcdabcdbcdacabcdmmap">>, received(Client, 21)),
+    ?assertEqual(
+        [<<"str">>, <<"NoneType">>, <<"int">>, <<"list">>, <<"array">>],
+        [element(1, next(<<"refused">>)) || _ <- lists:seq(1, 5)]
+    ),
+    end_of(Client).
+
+write_says_how_much_the_kernel_took(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    block, total = bytes(100_000), 0\n"
+        "    while written := self.write(block):\n"
+        "        total += written\n"
+        "    tell('took', total, self.write(b'more'))\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    {Total, 0} = next(<<"took">>),
+    ?assert(Total > 0),
+    ok = gen_tcp:shutdown(Client, write),
+    ?assertEqual(Total, byte_size(await_closed(Client))),
+    {} = next(<<"eof">>),
+    {<<"eof">>} = next(<<"lost">>).
+
+write_to_a_closed_connection_is_a_broken_pipe(Config) ->
+    protocol(
+        "def connection_lost(self):\n"
+        "    globals()['it'] = self\n"
+        "    super().connection_lost()\n"
+    ),
+    Client = connected(Config),
+    end_of(Client),
+    wait_until("it is closed for other threads", fun() ->
+        case py:eval("it.write(b'x')") of
+            {error, {<<"BrokenPipeError">>, _, _}} -> true;
+            {ok, _} -> false
+        end
+    end),
+    ?assertEqual(<<>>, eval("it.read(1)")).
+
+read_and_write_before_the_connection_are_value_errors(_Config) ->
+    [
+        ?assertMatch({error, {<<"ValueError">>, _, _}}, py:eval(Expression))
+     || Expression <- ["Told().write(b'x')", "Told().read(1)", "Told().write_ready()"]
+    ].
+
+write_from_another_thread_arrives(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    def write():\n"
+        "        for number in range(1000):\n"
+        "            assert self.write(b'%04d' % number) == 4\n"
+        "    threading.Thread(target=write).start()\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    Wanted = iolist_to_binary([io_lib:format("~4..0b", [N]) || N <- lists:seq(0, 999)]),
+    ?assertEqual(Wanted, received(Client, 4000)),
+    end_of(Client).
+
+a_failed_write_closes_whatever_the_callback_says(Config) ->
+    [
+        begin
+            protocol(
+                ["def data_received(self, data):\n"
+                 "    tell('data', data)\n"
+                 "    globals()['go'].wait()\n"
+                 "    try:\n"
+                 "        while self.write(bytes(1000)):\n"
+                 "            pass\n"
+                 "        self.write(b'again')\n"
+                 "    except BrokenPipeError:\n"
+                 "        tell('broken')\n"
+                 "    return '", Action, "'\n"]
+            ),
+            exec("go = threading.Event()"),
+            Client = connected(Config),
+            ok = gen_tcp:send(Client, "x"),
+            {<<"x">>} = next(<<"data">>),
+            reset(Client),
+            none = eval("go.set()"),
+            {<<"broken">>} = next(),
+            {<<"reset">>} = next(<<"lost">>),
+            nothing()
+        end
+     || Action <- ["continue", "write_pending", "read_pending", "pause", "close"]
+    ].
+
+read_gets_what_is_already_there(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    tell('data', data)\n"
+        "    globals()['go'].wait()\n"
+        "    tell('read', self.read(3), self.read(100_000))\n"
+    ),
+    exec("go = threading.Event()"),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    {<<"x">>} = next(<<"data">>),
+    ok = gen_tcp:send(Client, "abcdef"),
+    none = eval("go.set()"),
+    {<<"abc">>, <<"def">>} = next(<<"read">>),
+    end_of(Client).
+
+read_of_nothing_is_a_blocking_io_error(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    try:\n"
+        "        self.read(10)\n"
+        "    except BlockingIOError as error:\n"
+        "        tell('blocked', error.errno == errno.EAGAIN)\n"
+        "    for size in 0, -1, 'x', 2**70:\n"
+        "        try:\n"
+        "            tell('read', self.read(size))\n"
+        "        except (ValueError, OverflowError, TypeError) as error:\n"
+        "            tell(type(error).__name__)\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    {true} = next(<<"blocked">>),
+    ?assertEqual(
+        [{<<"ValueError">>}, {<<"OverflowError">>}, {<<"TypeError">>}, {<<"OverflowError">>}],
+        [next() || _ <- lists:seq(1, 4)]
+    ),
+    end_of(Client).
+
+read_is_empty_only_at_the_end(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    tell('data', data)\n"
+        "    globals()['go'].wait()\n"
+        "    tell('read', self.read(10), self.read(10), self.read(10))\n"
+        "def eof_received(self):\n"
+        "    tell('eof')\n"
+        "    tell('read', self.read(10))\n"
+        "    return 'close'\n"
+    ),
+    exec("go = threading.Event()"),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    {<<"x">>} = next(<<"data">>),
+    ok = gen_tcp:send(Client, "end"),
+    ok = gen_tcp:shutdown(Client, write),
+    none = eval("go.set()"),
+    {<<"end">>, <<>>, <<>>} = next(<<"read">>),
+    {} = next(<<"eof">>),
+    {<<>>} = next(<<"read">>),
+    ?assertEqual(<<>>, await_closed(Client)),
     {<<"eof">>} = next(<<"lost">>).

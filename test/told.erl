@@ -34,9 +34,22 @@ begin_case(Config) ->
     true = register(told, self()),
     reactor_case:begin_case(Config).
 
+%% A case that failed leaves connections behind: they are ended here, so that the next one has a
+%% fair start, and what failed first is what Common Test tells.
 end_case(Config) ->
+    Failed = proplists:get_value(tc_status, Config) =/= ok,
+    [
+        exec(
+            "for protocol in list(reactor._registry.protocols.values()):\n"
+            "    type(protocol) is P and reactor.resume(protocol, 'abort')"
+        )
+     || Failed
+    ],
     true = eval("forget()"),
-    reactor_case:end_case(Config).
+    case reactor_case:end_case(Config) of
+        {fail, _} when Failed -> ok;
+        Other -> Other
+    end.
 
 %% The folder of the project: rebar3 builds below it.
 root() ->

@@ -57,16 +57,16 @@ pub struct Report {
     pub failure: Description,
 }
 
-/// What the handler needs of the process around it. All calls come on the worker, inside
-/// the interpreter; none may wait.
-pub trait Surroundings {
+/// What the handler needs of the process around it. All calls come on the worker; none may
+/// wait.
+pub trait Surroundings: Sync {
     /// A callback failed.
     fn report(&self, report: Report);
 
     /// A callback has come back, maybe in a child that it forked.
     fn callback_returned(&self);
 
-    /// The worker is about to sleep.
+    /// The worker is about to sleep and has let the GIL go.
     fn resting(&self);
 }
 
@@ -454,8 +454,11 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     }
 
     fn idle<T: Send>(&mut self, wait: impl FnOnce() -> T + Send) -> T {
-        self.surroundings.resting();
-        self.py.detach(wait)
+        let surroundings = &self.surroundings;
+        self.py.detach(|| {
+            surroundings.resting();
+            wait()
+        })
     }
 }
 
