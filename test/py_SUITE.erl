@@ -1054,10 +1054,13 @@ hold_all_threads() ->
     Gate = "py_suite_gate_" ++ os:getpid(),
     "" = os:cmd("mkfifo " ++ Gate),
     ok = py:exec(
-        "import erlang\n"
+        "import erlang, os\n"
         "def hold(pid, gate):\n"
         "    erlang.send(pid, 'held')\n"
-        "    open(gate).read()\n"
+        "    reader = os.open(gate, os.O_RDONLY)\n"
+        "    os.read(reader, 1)\n"
+        "    os.close(reader)\n"
+        "    erlang.send(pid, 'let go')\n"
     ),
     Threads = lists:seq(1, 4),
     [ok = py:cast('__main__', hold, [self(), list_to_binary(filename:absname(Gate))]) || _ <- Threads],
@@ -1069,7 +1072,13 @@ hold_all_threads() ->
     ],
     fun() ->
         {ok, Writer} = file:open(Gate, [write, raw]),
-        timer:sleep(100),
+        ok = file:write(Writer, [$. || _ <- Threads]),
+        [
+            receive
+                <<"let go">> -> ok
+            end
+         || _ <- Threads
+        ],
         ok = file:close(Writer),
         ok = file:delete(Gate)
     end.
