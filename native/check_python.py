@@ -11,6 +11,10 @@ def main():
     if sys.version_info < (3, 11) or sys.implementation.name != "cpython":
         return "CPython 3.11 or newer is needed and this is %s: name another with PYO3_PYTHON" % me
     config = sysconfig.get_config_var
+    if config("Py_GIL_DISABLED"):
+        return (
+            "%s is a free-threaded build, which is not supported: the GIL orders our threads" % me
+        )
     if config("PYTHONFRAMEWORK"):
         return None
     library = os.path.join(config("LIBDIR") or "", config("LDLIBRARY") or "")

@@ -69,11 +69,15 @@ value(Size) ->
     ?LAZY(
         frequency([
             {4, leaf()},
-            {2, list(value(Size div 4))},
-            {2, loose_tuple(value(Size div 4))},
-            {2, ?SUCHTHAT(Map, map_of(key(Size div 4), value(Size div 4)), keys_stay_apart(Map))}
+            {2, few(value(Size div 3))},
+            {2, ?LET(Items, few(value(Size div 3)), list_to_tuple(Items))},
+            {2, ?SUCHTHAT(Map, map_of(key(Size div 3), value(Size div 3)), keys_stay_apart(Map))}
         ])
     ).
+
+%% Containers stay small, or the values of nested ones grow to a hundred thousand elements.
+few(Item) ->
+    ?LET(Length, range(0, 5), vector(Length, Item)).
 
 leaf() ->
     oneof([
@@ -89,13 +93,13 @@ leaf() ->
     ]).
 
 map_of(Key, Value) ->
-    ?LET(Pairs, list({Key, Value}), maps:from_list(Pairs)).
+    ?LET(Pairs, few({Key, Value}), maps:from_list(Pairs)).
 
 %% What Python can hash.
 key(0) ->
     leaf();
 key(Size) ->
-    ?LAZY(oneof([leaf(), loose_tuple(key(Size div 2))])).
+    ?LAZY(oneof([leaf(), ?LET(Items, few(key(Size div 2)), list_to_tuple(Items))])).
 
 large_integer() ->
     ?LET({Bits, Offset, Sign}, {range(0, 5000), integer(), oneof([1, -1])}, Sign * (1 bsl Bits) + Offset).

@@ -58,6 +58,7 @@ groups() ->
         {interrupts, [], [
             timeout_interrupts_a_busy_loop,
             interrupt_never_hits_the_next_call,
+            endless_str_of_an_exception_is_interrupted,
             sleeping_code_is_interrupted_when_it_wakes,
             death_of_the_caller_interrupts_its_call,
             dead_callers_queued_calls_never_run,
@@ -549,6 +550,29 @@ interrupt_never_hits_the_next_call(_Config) ->
      || I <- lists:seq(1, 500)
     ].
 
+endless_str_of_an_exception_is_interrupted(_Config) ->
+    ok = py:exec(
+        "import erlang\n"
+        "class Endless(Exception):\n"
+        "    def __init__(self, pid): self.pid = pid\n"
+        "    def __str__(self):\n"
+        "        try:\n"
+        "            erlang.send(self.pid, 'in str')\n"
+        "            while True: pass\n"
+        "        finally: erlang.send(self.pid, 'out')\n"
+        "    __repr__ = __str__\n"
+        "def fail(pid): raise Endless(pid)\n"
+    ),
+    {error, timeout} = py:call('__main__', fail, [self()], #{}, 100),
+    receive
+        <<"in str">> -> ok
+    end,
+    receive
+        <<"out">> -> ok
+    end,
+    {ok, 1} = py:eval("1"),
+    flush().
+
 sleeping_code_is_interrupted_when_it_wakes(_Config) ->
     ok = py:exec("done = []"),
     {error, timeout} = py:eval("[__import__('time').sleep(0.3), done.append(1)]", #{}, 20),
@@ -876,7 +900,7 @@ stop_answers_what_waits_and_interrupts_what_runs(_Config) ->
     {Pid, _} = Waiting = spawn_call(fun() -> py:eval("1") end),
     wait_until(fun() -> process_info(Pid, status) =:= {status, waiting} end, not_waiting),
     ok = application:stop(py_reactor),
-    [?assertMatch({error, {<<"erlang._terms.Interrupted">>, _, _}}, result(Call)) || Call <- Running],
+    [?assertMatch({error, {<<"erlang.Interrupted">>, _, _}}, result(Call)) || Call <- Running],
     ?assertEqual({error, stopped}, result(Waiting)).
 
 bad_settings_are_named(_Config) ->
@@ -1031,10 +1055,13 @@ hold_all_threads() ->
     Gate = "py_suite_gate_" ++ os:getpid(),
     "" = os:cmd("mkfifo " ++ Gate),
     ok = py:exec(
-        "import erlang\n"
+        "import erlang, os\n"
         "def hold(pid, gate):\n"
         "    erlang.send(pid, 'held')\n"
-        "    open(gate).read()\n"
+        "    reader = os.open(gate, os.O_RDONLY)\n"
+        "    os.read(reader, 1)\n"
+        "    os.close(reader)\n"
+        "    erlang.send(pid, 'let go')\n"
     ),
     Threads = lists:seq(1, 4),
     [ok = py:cast('__main__', hold, [self(), list_to_binary(filename:absname(Gate))]) || _ <- Threads],
@@ -1046,7 +1073,13 @@ hold_all_threads() ->
     ],
     fun() ->
         {ok, Writer} = file:open(Gate, [write, raw]),
-        timer:sleep(100),
+        ok = file:write(Writer, [$. || _ <- Threads]),
+        [
+            receive
+                <<"let go">> -> ok
+            end
+         || _ <- Threads
+        ],
         ok = file:close(Writer),
         ok = file:delete(Gate)
     end.
@@ -1077,6 +1110,12 @@ flush_log() ->
     receive
         {log_event, _} -> flush_log()
     after 0 -> ok
+    end.
+
+flush() ->
+    receive
+        _ -> flush()
+    after 100 -> ok
     end.
 
 start_and_print() ->

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import erlang.reactor as reactor
 from bad_values import (
     BAD_ACTIONS,
     EXCEPTIONS,
@@ -20,6 +19,8 @@ from bad_values import (
     closed_coroutine,
 )
 from reactor_case import Counted, Echo
+
+import erlang.reactor as reactor
 
 
 class Careful(Counted):

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvError, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use pyo3::exceptions::PySystemExit;
 use pyo3::prelude::*;
@@ -23,7 +23,7 @@ use rustler::{Encoder, Env, Term};
 
 use crate::beam::term::encode;
 use crate::log::{Level, log};
-use crate::python::interpreter::{self, STACK_BYTES};
+use crate::python::interpreter::{self, STACK_BYTES, on_main_thread};
 use crate::python::library;
 use crate::ticket::Ticket;
 
@@ -99,9 +99,13 @@ pub(crate) fn stop() {
     if let Some(pool) = pool {
         pool.stopping.store(true, Ordering::Release);
         for activity in pool.activities {
-            if let Some(job) = activity.current_job() {
-                interpreter::interrupt(activity, job);
-            }
+            // What runs is looked up under the GIL: a thread that has seen us stop begins nothing
+            // more, one that has not is in its job by then.
+            on_main_thread(Box::new(move |_| {
+                if let Some(job) = activity.current_job() {
+                    interpreter::interrupt(activity, job);
+                }
+            }));
         }
     }
 }
@@ -135,14 +139,20 @@ fn serve(calls: &Receiver<Call>, activity: Arc<Activity>, stopping: &AtomicBool)
                 return log(Level::Critical, text, Vec::new());
             }
         };
-        while let Ok(call) = py.detach(|| calls.recv()) {
+        while let Ok(call) = py.detach(|| next(calls)) {
             // When stopping, dropping the call answers it.
             if !stopping.load(Ordering::Acquire) {
                 runner.run(py, call);
             }
-            library::guard_exit();
         }
     });
+}
+
+/// Waits for a call. The last one may have loaded libraries; the loader's lock, which the guard takes,
+/// is never waited for under the GIL.
+fn next(calls: &Receiver<Call>) -> Result<Call, RecvError> {
+    library::guard_exit();
+    calls.recv()
 }
 
 /// One thread's Python side.
@@ -180,17 +190,22 @@ impl Runner {
                 return;
             }
         }
-        let perform = || self.activity.watch(py, || self.perform(py, &call.work));
-        let result = catch_unwind(AssertUnwindSafe(perform));
-        let Ok(result) = result else {
-            let text = format!("a panic in {:?}", call.work);
-            return log(Level::Error, text, Vec::new());
+        // An exception is described within the job: its `str()` may be the user's endless loop.
+        let job = || {
+            let result = self.perform(py, &call.work);
+            if library::is_forked_child() {
+                self.leave_child(py, result.err());
+            }
+            self.outcome(py, &call.work, result)
         };
-        if library::is_forked_child() {
-            self.leave_child(py, result.err());
+        let caught = || catch_unwind(AssertUnwindSafe(job));
+        match self.activity.watch(py, caught) {
+            Ok(outcome) => report(call.ticket, outcome),
+            Err(_) => {
+                let text = format!("a panic in {:?}", call.work);
+                log(Level::Error, text, Vec::new());
+            }
         }
-        let outcome = self.outcome(py, &call.work, result);
-        report(call.ticket, outcome);
     }
 
     fn perform<'py>(&self, py: Python<'py>, work: &Work) -> PyResult<Bound<'py, PyAny>> {
@@ -250,9 +265,8 @@ fn failure(py: Python<'_>, error: &PyErr) -> Failure {
     // The outermost frame is that of `erlang._calls`, which nobody asked about.
     let trace = error.traceback(py);
     let inner = trace.and_then(|trace| trace.getattr("tb_next").ok());
-    if let Some(inner) = inner.and_then(|inner| inner.cast_into::<PyTraceback>().ok()) {
-        error.set_traceback(py, Some(inner));
-    }
+    let inner = inner.and_then(|inner| inner.cast_into::<PyTraceback>().ok());
+    error.set_traceback(py, inner);
     Failure(describe(py, error))
 }
 

@@ -2,7 +2,7 @@
 
 use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyType};
+use pyo3::types::{PyString, PyTraceback, PyType};
 
 /// The most of a message or traceback that is kept.
 const MAX_TEXT_BYTES: usize = 16 * 1024;
@@ -22,12 +22,18 @@ pub struct Description {
 #[must_use]
 pub fn describe(py: Python<'_>, error: &PyErr) -> Description {
     let class = class_name(&error.get_type(py));
-    let message = match error.value(py).str() {
-        Ok(text) => lossy(&text),
+    let text = error.value(py).str();
+    let message = match &text {
+        Ok(text) => lossy(text),
         Err(_) => format!("<unprintable {class} object>"),
     };
     let message = shorten(message);
-    let traceback = traceback(py, error, &format!("{class}: {message}"));
+    let summary = format!("{class}: {message}");
+    // Who could not print itself is not asked again: it may have been an endless loop.
+    let traceback = match text {
+        Ok(_) => traceback(py, error, &summary),
+        Err(_) => where_raised(py, error.traceback(py), &summary),
+    };
     Description {
         class,
         message,
@@ -56,10 +62,13 @@ fn traceback(py: Python<'_>, error: &PyErr, summary: &str) -> String {
     // Before Python 3.12 an exception that nobody caught in Python does not know its
     // traceback yet, so that is passed along.
     let (class, value, trace) = (error.get_type(py), error.value(py), error.traceback(py));
-    joined(py, "format_exception", (class, value, &trace)).unwrap_or_else(|_| {
-        let lines = joined(py, "format_tb", (trace,)).unwrap_or_default();
-        format!("Traceback (most recent call last):\n{lines}{summary}\n")
-    })
+    joined(py, "format_exception", (class, value, &trace))
+        .unwrap_or_else(|_| where_raised(py, trace, summary))
+}
+
+fn where_raised(py: Python<'_>, trace: Option<Bound<'_, PyTraceback>>, summary: &str) -> String {
+    let lines = joined(py, "format_tb", (trace,)).unwrap_or_default();
+    format!("Traceback (most recent call last):\n{lines}{summary}\n")
 }
 
 /// What a function of the module `traceback` makes, as one text.

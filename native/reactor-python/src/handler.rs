@@ -57,16 +57,16 @@ pub struct Report {
     pub failure: Description,
 }
 
-/// What the handler needs of the process around it. All calls come on the worker, inside
-/// the interpreter; none may wait.
-pub trait Surroundings {
+/// What the handler needs of the process around it. All calls come on the worker; none may
+/// wait.
+pub trait Surroundings: Sync {
     /// A callback failed.
     fn report(&self, report: Report);
 
     /// A callback has come back, maybe in a child that it forked.
     fn callback_returned(&self);
 
-    /// The worker is about to sleep.
+    /// The worker is about to sleep and has let the GIL go.
     fn resting(&self);
 }
 
@@ -111,9 +111,11 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         })
     }
 
-    /// Runs Python code of the user.
-    fn watch<T>(&self, callback: impl FnOnce() -> T) -> T {
-        let result = self.activity.watch(self.py, callback);
+    /// Runs one event: a callback, and all that may be the user's code around it, like the
+    /// `__repr__` of a wrong answer or a `write_buffer` that is a property. All of it can be
+    /// interrupted.
+    fn watch<T>(&self, event: impl FnOnce() -> T) -> T {
+        let result = self.activity.watch(self.py, event);
         self.surroundings.callback_returned();
         result
     }
@@ -121,7 +123,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     /// Makes the protocol of a new connection.
     fn make(&self, factory: &Bound<'py, PyAny>) -> PyResult<Connection<'py>> {
         let names = &self.names;
-        let protocol = self.watch(|| factory.call0())?;
+        let protocol = factory.call0()?;
         if !protocol.is_instance(&names.protocol_class)? {
             let class = class_name(&protocol.get_type());
             return Err(PyTypeError::new_err(format!(
@@ -197,8 +199,9 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     {
         self.counters.callbacks.add(1);
         let name = self.names.of(callback);
-        let result = self.watch(|| connection.protocol.call_method1(name, arguments));
-        result
+        connection
+            .protocol
+            .call_method1(name, arguments)
             .and_then(|word| self.action(connection, callback, &word))
             .map_err(|error| {
                 self.report_failure(connection, descriptor, callback.name(), &error);
@@ -302,7 +305,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
         self.counters.callbacks.add(1);
-        let lost = self.watch(|| protocol.call_method0(self.names.of(Callback::ConnectionLost)));
+        let lost = protocol.call_method0(self.names.of(Callback::ConnectionLost));
         if let Err(error) = lost {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
@@ -338,11 +341,9 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         let action = self
             .introduce(&connection.protocol, descriptor, &client_info)
             .and_then(|()| {
-                self.watch(|| {
-                    let name = self.names.of(Callback::ConnectionMade);
-                    let arguments = (descriptor.number(), &client_info);
-                    connection.protocol.call_method1(name, arguments)
-                })
+                let name = self.names.of(Callback::ConnectionMade);
+                let arguments = (descriptor.number(), &client_info);
+                connection.protocol.call_method1(name, arguments)
             })
             .and_then(|word| self.action(&connection, Callback::ConnectionMade, &word));
         match action {
@@ -392,7 +393,7 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         opening: Opening,
     ) -> Option<(Connection<'py>, Verdict)> {
         let Opening { info, reply } = opening;
-        match self.open(descriptor, &info) {
+        match self.watch(|| self.open(descriptor, &info)) {
             Ok(opened) => {
                 reply(Ok(()));
                 Some(opened)
@@ -410,15 +411,17 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         descriptor: &Arc<Descriptor>,
         data: &[u8],
     ) -> Verdict {
-        if descriptor.kind().is_datagram() {
-            return self.datagram(connection, descriptor, data);
-        }
-        let data = PyBytes::new(self.py, data);
-        self.call(connection, descriptor, Callback::DataReceived, (data,))
+        self.watch(|| {
+            if descriptor.kind().is_datagram() {
+                return self.datagram(connection, descriptor, data);
+            }
+            let data = PyBytes::new(self.py, data);
+            self.call(connection, descriptor, Callback::DataReceived, (data,))
+        })
     }
 
     fn eof(&mut self, connection: &mut Connection<'py>, descriptor: &Arc<Descriptor>) -> Verdict {
-        self.call(connection, descriptor, Callback::EofReceived, ())
+        self.watch(|| self.call(connection, descriptor, Callback::EofReceived, ()))
     }
 
     fn writable(
@@ -427,9 +430,9 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         descriptor: &Arc<Descriptor>,
     ) -> Verdict {
         if !connection.sends_natively {
-            return self.call(connection, descriptor, Callback::WriteReady, ());
+            return self.watch(|| self.call(connection, descriptor, Callback::WriteReady, ()));
         }
-        match self.send_buffer(connection, descriptor) {
+        match self.flush(connection, descriptor) {
             Flushed::All => Ok(Action::ReadPending),
             Flushed::Blocked => Ok(Action::Continue),
             Flushed::Failed(reason) => Err(reason),
@@ -437,11 +440,15 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     }
 
     fn flush(&mut self, connection: &mut Connection<'py>, descriptor: &Arc<Descriptor>) -> Flushed {
-        self.send_buffer(connection, descriptor)
+        self.watch(|| self.send_buffer(connection, descriptor))
     }
 
     fn lost(&mut self, connection: Connection<'py>, descriptor: &Arc<Descriptor>, reason: Reason) {
-        self.end(&connection, descriptor, reason);
+        self.watch(|| {
+            self.end(&connection, descriptor, reason);
+            // Nearly always the last reference: a `__del__` runs here.
+            drop(connection);
+        });
     }
 
     fn panicked(&mut self, descriptor: &Arc<Descriptor>, message: &str) {
@@ -454,8 +461,11 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     }
 
     fn idle<T: Send>(&mut self, wait: impl FnOnce() -> T + Send) -> T {
-        self.surroundings.resting();
-        self.py.detach(wait)
+        let surroundings = &self.surroundings;
+        self.py.detach(|| {
+            surroundings.resting();
+            wait()
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! - A new descriptor with the number of a living one proves that the old one is
 //!   gone: the registry below tells its engine, and it is never read, written or
-//!   closed again.
+//!   closed again. Both what is handed in and its duplicate are compared.
 //! - Before `close(2)` the descriptor's device and inode are compared with those
 //!   seen when it was adopted.
 
@@ -175,6 +175,7 @@ impl Descriptor {
     /// descriptor left.
     pub fn adopt(fd: BorrowedFd<'_>) -> Result<Arc<Self>, AdoptError> {
         let stat = fstat(fd)?;
+        Self::notice(fd.as_raw_fd(), Identity::of(&stat));
         let kind = kind_of(fd, &stat)?;
         let own = fd.try_clone_to_owned().map_err(|error| {
             AdoptError::from(Errno::from_raw(error.raw_os_error().unwrap_or(0)))
@@ -185,6 +186,15 @@ impl Descriptor {
         }
         let reads = flags & OFlag::O_ACCMODE != OFlag::O_WRONLY;
         Ok(Self::register(own, kind, reads, Identity::of(&stat)))
+    }
+
+    /// What is handed in may have the number of a living descriptor: then that is gone. An
+    /// acceptor gets the lowest free number, so most often it is the first to show this.
+    fn notice(number: RawFd, identity: Identity) {
+        let living = LIVE.lock().get(&number).and_then(Weak::upgrade);
+        if let Some(living) = living.filter(|living| living.identity != identity) {
+            living.disown();
+        }
     }
 
     fn register(fd: OwnedFd, kind: Kind, reads: bool, identity: Identity) -> Arc<Self> {

@@ -19,7 +19,7 @@ class OtpHandler(logging.Handler):
         try:
             _erlang.log(
                 record.levelno,
-                _encodable(record.getMessage()),
+                _encodable(record.getMessage().rstrip("\n")),
                 _encodable(record.name),
                 _encodable(record.pathname),
                 str(record.lineno),

@@ -40,6 +40,7 @@ class Pid(_Handle):
     """
 
     __slots__ = ()
+    __module__ = "erlang"
 
     def __repr__(self) -> str:
         # The last twelve bytes are id, serial and creation.
@@ -53,6 +54,7 @@ class Ref(_Handle):
     """An Erlang reference. Comes from Erlang, and goes back as the same reference."""
 
     __slots__ = ()
+    __module__ = "erlang"
 
     def __repr__(self) -> str:
         return f"<erlang.Ref {self._external[-12:].hex()}>"
@@ -69,6 +71,7 @@ class Atom:
     """
 
     __slots__ = ("_name",)
+    __module__ = "erlang"
 
     _name: str
 
@@ -103,3 +106,5 @@ class Interrupted(KeyboardInterrupt):
 
     A KeyboardInterrupt, so that `except Exception` lets it through and clean-up code runs.
     """
+
+    __module__ = "erlang"

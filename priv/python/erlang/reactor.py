@@ -52,7 +52,14 @@ Address: TypeAlias = tuple[Any, ...]
 """``(host, port)`` for IPv4, ``(host, port, flowinfo, scope_id)`` for IPv6 as in the
 `socket` module, ``(path,)`` for a bound Unix socket."""
 
-_ACTIONS = frozenset(("continue", "write_pending", "read_pending", "close", "abort", "pause"))
+_ACTIONS: tuple[Action, ...] = (
+    "continue",
+    "write_pending",
+    "read_pending",
+    "close",
+    "abort",
+    "pause",
+)
 
 _MAX_READ = 65536
 """The most bytes that one `Protocol.data_received` gets."""
@@ -245,7 +252,8 @@ def resume(protocol: Protocol, action: Action = "read_pending") -> bool:
 
 
 def init_connection(fd: int, client_info: dict[str, Any]) -> Protocol:
-    """Make the protocol for a descriptor and call its `connection_made`.
+    """Make the protocol for a descriptor and call its `connection_made`, whose answer is
+    left out. If that raises, the connection is over and the exception goes on.
 
     The descriptor is duplicated: whoever opened `fd` still has to close it.
 
@@ -257,22 +265,29 @@ def init_connection(fd: int, client_info: dict[str, Any]) -> Protocol:
         RuntimeError: there is no protocol factory.
         ValueError: `fd` is served already, or of a kind that cannot be served.
         OSError: `fd` is not open.
-        TypeError: the factory returned no protocol.
+        TypeError: the factory returned no protocol, or one that has a connection already.
     """
     if _registry.factory is None:
         raise RuntimeError("no protocol factory: call set_protocol_factory first")
     if get_protocol(fd) is not None:
         raise ValueError(f"descriptor {fd} is served already")
     handle, kind = _erlang.connection_open(fd)
+    info = {"type": kind, **client_info}
     protocol = _registry.factory()
     if not isinstance(protocol, Protocol):
         raise TypeError(f"the protocol factory returned {type(protocol).__qualname__}")
-    protocol._handle = handle
-    protocol.fd = fd
-    protocol.peer = _erlang.connection_peer(handle)
-    protocol.client_info = {"type": kind} | client_info
+    if protocol._handle is not None:
+        raise TypeError("the protocol factory returned a protocol that has a connection already")
     _registry.by_hand[fd] = protocol
-    protocol.connection_made(fd, protocol.client_info)
+    try:
+        protocol._handle = handle
+        protocol.fd = fd
+        protocol.peer = _erlang.connection_peer(handle)
+        protocol.client_info = info
+        protocol.connection_made(fd, info)
+    except BaseException:
+        _end_by_hand(fd, protocol, handle, "exception")
+        raise
     return protocol
 
 
@@ -315,16 +330,25 @@ def close_connection(fd: int) -> None:
     Raises:
         ValueError: no protocol serves `fd`.
     """
-    protocol = _registry.by_hand.pop(fd, None)
-    if protocol is None:
-        served = _registry.protocols.get(fd)
-        if served is None:
-            raise ValueError(f"no protocol serves descriptor {fd}")
-        resume(served, "close")
+    protocol = _registry.by_hand.get(fd)
+    if protocol is not None:
+        _end_by_hand(fd, protocol, protocol._handle, "closed")
         return
-    _erlang.connection_close(protocol._handle)
+    served = _registry.protocols.get(fd)
+    if served is None:
+        raise ValueError(f"no protocol serves descriptor {fd}")
+    resume(served, "close")
+
+
+def _end_by_hand(
+    fd: int, protocol: Protocol, handle: _erlang.Connection | None, reason: str
+) -> None:
+    if _registry.by_hand.get(fd) is not protocol:
+        return  # It has ended already: `connection_made` itself may close it.
+    del _registry.by_hand[fd]
+    _erlang.connection_close(handle)
     protocol.closed = True
-    protocol.close_reason = "closed"
+    protocol.close_reason = reason
     protocol.connection_lost()
 
 
@@ -338,6 +362,8 @@ def _driven(fd: int) -> Protocol:
 def _action(protocol: Protocol, word: Action | None) -> Action:
     if word is None:
         return "write_pending" if protocol.write_buffer else "read_pending"
-    if word not in _ACTIONS:
-        raise ValueError(f"{word!r} is no action")
-    return word
+    # By its letters: a value may refuse to be compared or hashed.
+    for action in _ACTIONS:
+        if isinstance(word, str) and str.__eq__(action, word):
+            return action
+    raise ValueError(f"{word!r} is no action")

@@ -40,6 +40,9 @@ struct Parked {
     descriptor: Mutex<Option<Arc<Descriptor>>>,
 }
 
+/// Takes a request back; rustler does not name it.
+const ERL_NIF_SELECT_CANCEL: c_int = 1 << 3;
+
 static TYPE: AtomicPtr<ErlNifResourceType> = AtomicPtr::new(null_mut());
 
 /// Opens the resource type. Called once, while the library loads.
@@ -190,14 +193,21 @@ impl Demultiplexer for BeamDemultiplexer {
             Interest::Read => ERL_NIF_SELECT_READ,
             Interest::Write => ERL_NIF_SELECT_WRITE,
         };
-        self.select(number, mode, seat)
+        self.select(number, mode, seat).inspect_err(|_| {
+            // The BEAM keeps what it was asked for, though it failed, and would then not
+            // watch the next descriptor with this number: take the request back.
+            let _ = self.select(number, mode | ERL_NIF_SELECT_CANCEL, seat);
+        })
     }
 
     fn retire(&mut self, seat: Seat) {
-        // The only failure is a descriptor that the BEAM does not know, or not as ours; then
-        // nothing is selected and the destructor lets the descriptor go.
-        if let Ok(number) = number_of(&seat) {
-            let _ = self.select(number, ERL_NIF_SELECT_STOP, &seat);
+        // The only failure is a descriptor that the BEAM does not know, or not as ours: nothing
+        // is selected any more. Should it still refer to the seat, that holds no descriptor.
+        if let Ok(number) = number_of(&seat)
+            && self.select(number, ERL_NIF_SELECT_STOP, &seat).is_err()
+        {
+            let descriptor = seat.parked().descriptor.lock().take();
+            drop(descriptor);
         }
     }
 }

@@ -218,7 +218,7 @@ fn set_up(py: Python<'_>, settings: &Settings) -> PyResult<()> {
         "start",
         (settings.python_path.clone(), settings.log_level.clone()),
     )?;
-    guard_exit();
+    py.detach(guard_exit);
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::ffi;
 
@@ -71,9 +71,11 @@ fn last_error() -> String {
 /// destructors of their libraries would then pull the ground from under them, and most such exits
 /// crash. Handlers run last-registered first, and libraries bring handlers of their own, so this is
 /// to be called again whenever Python code may have loaded some: it costs a look at a counter unless
-/// it did. Call it from any thread but a scheduler.
+/// it did. Call it from any thread but a scheduler, and without the GIL: it takes a lock of the loader.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn guard_exit() {
+    use std::sync::atomic::AtomicU64;
+
     static LIBRARIES_SEEN: AtomicU64 = AtomicU64::new(0);
     let libraries = libraries_loaded();
     if LIBRARIES_SEEN.swap(libraries, Ordering::AcqRel) != libraries {
