@@ -245,8 +245,17 @@ open_number(Number) when is_integer(Number) ->
     {Number, fun() -> close_port_of(Number) end};
 open_number({'$socket', _} = Socket) ->
     {number(fun() -> socket:getopt(Socket, {otp, fd}) end), fun() -> catch socket:close(Socket) end};
-open_number(Socket) when is_port(Socket); element(1, Socket) =:= '$inet' ->
-    {number(fun() -> inet:getfd(Socket) end), fun() -> catch gen_tcp:close(Socket) end}.
+open_number(Socket) when is_port(Socket) ->
+    {number(fun() -> inet:getfd(Socket) end), fun() -> catch gen_tcp:close(Socket) end};
+%% With {inet_backend, socket}: `inet:getfd/1' does not know those.
+open_number({'$inet', _, _} = Socket) ->
+    {number(fun() -> inet_number(Socket) end), fun() -> catch gen_tcp:close(Socket) end}.
+
+inet_number(Socket) ->
+    case inet:getopts(Socket, [fd]) of
+        {ok, [{fd, Number}]} -> {ok, Number};
+        {error, _} = Error -> Error
+    end.
 
 number(Ask) ->
     try Ask() of

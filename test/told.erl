@@ -12,7 +12,7 @@
 %% Protocols
 -export([protocol/1, exec/1, eval/1, eval/2]).
 %% Connections
--export([connected/1, connected/2, tcp/2, handed/1, handed/2]).
+-export([connected/1, connected/2, stream/2, handed/1, handed/2]).
 %% What was told
 -export([next/0, next/1, nothing/0]).
 
@@ -82,11 +82,15 @@ connected(Config, Info) ->
     {_} = next(<<"made">>),
     Client.
 
-%% The two ends of a TCP connection.
-tcp(Listen, Connect) ->
+%% The two ends of a connection.
+stream(Listen, Connect) ->
     {ok, Listener} = gen_tcp:listen(0, Listen ++ [binary, {active, false}]),
-    {ok, {Address, Port}} = inet:sockname(Listener),
-    {ok, Client} = gen_tcp:connect(Address, Port, Connect ++ [binary, {active, false}]),
+    {ok, Address} = inet:sockname(Listener),
+    {ok, Client} =
+        case Address of
+            {local, _} -> gen_tcp:connect(Address, 0, Connect ++ [binary, {active, false}]);
+            {Ip, Port} -> gen_tcp:connect(Ip, Port, Connect ++ [binary, {active, false}])
+        end,
     Server = reactor_case:accept(Listener),
     ok = gen_tcp:close(Listener),
     {Client, Server}.

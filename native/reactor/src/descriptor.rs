@@ -393,15 +393,16 @@ impl Descriptor {
     /// A datagram socket outlives the errors of single datagrams: an ICMP answer to
     /// an earlier send shows up once, here, and the next call goes on.
     fn receive_datagram(&self, buffer: &mut [u8]) -> nix::Result<Received> {
+        // The flag O_NONBLOCK is shared with the duplicate of whoever handed this over, and the
+        // module `socket` of OTP takes it away when it closes that. nix's recvfrom(2) takes no
+        // flags, so a look that never waits comes first.
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        retry(|| socket::recv(self.number(), &mut [0], peek).map_err(skip_passing))?;
         // Not recvmsg(2): nix would take what was on the stack for the name of a sender
         // that has none.
-        let (length, sender) =
-            retry(
-                || match socket::recvfrom::<SockaddrStorage>(self.number(), buffer) {
-                    Err(errno) if is_passing(errno) => Err(Errno::EINTR),
-                    other => other,
-                },
-            )?;
+        let (length, sender) = retry(|| {
+            socket::recvfrom::<SockaddrStorage>(self.number(), buffer).map_err(skip_passing)
+        })?;
         *self.sender.lock() = sender.filter(|storage| Address::from_storage(storage).is_some());
         Ok(Received::Datagram { length })
     }
@@ -614,6 +615,15 @@ const fn is_passing(errno: Errno) -> bool {
             | Errno::EMSGSIZE
             | Errno::EPROTO
     )
+}
+
+/// Turns an error that speaks of one datagram into one after which [`retry`] goes on.
+const fn skip_passing(errno: Errno) -> Errno {
+    if is_passing(errno) {
+        Errno::EINTR
+    } else {
+        errno
+    }
 }
 
 /// Repeats a call that a signal interrupted.
