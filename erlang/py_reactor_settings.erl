@@ -27,13 +27,16 @@ table() ->
         %% Contexts of the default pool: each is a thread that serves connections. They share
         %% one GIL, so more of them serve no faster; they keep a callback that takes long from
         %% holding up all connections.
-        {contexts, 1, fun is_positive/1, "an integer above 0"},
-        %% Connections of one context; beyond it a handoff answers {error, overload}.
-        {max_connections, 16384, fun is_positive/1, "an integer above 0"},
-        %% Milliseconds that a connection is silent before the BEAM watches it; 0 for at once.
-        {linger_ms, 20, fun is_count/1, "an integer of 0 or more, in milliseconds"},
+        {contexts, 1, within(1, 1024), "an integer from 1 to 1024"},
+        %% Connections of one context; beyond it a handoff answers {error, overload}. The most is
+        %% what Linux lets a process have in descriptors (fs.nr_open); room for a message about
+        %% each is made when a context starts, some 30 bytes.
+        {max_connections, 16384, within(1, 1048576), "an integer from 1 to 1048576"},
+        %% Milliseconds that a connection is silent before the BEAM watches it; 0 for at once. The
+        %% most is what epoll can wait.
+        {linger_ms, 20, within(0, 16#7fffffff), "an integer from 0 to 2147483647, in milliseconds"},
         %% Threads for py:exec, py:eval and py:call: so many may run at the same time.
-        {call_threads, 4, fun is_small/1, "an integer from 1 to 256"},
+        {call_threads, 4, within(1, 256), "an integer from 1 to 256"},
         %% Python log records below this are not handed on.
         {log_level, info, fun is_level/1, "one of debug, info, warning, error and critical"}
     ].
@@ -74,10 +77,7 @@ is_path(Path) when is_binary(Path) -> Path =/= <<>>;
 is_path([_ | _] = Path) -> io_lib:char_list(Path);
 is_path(_) -> false.
 
-is_positive(N) -> is_integer(N) andalso N > 0.
-
-is_count(N) -> is_integer(N) andalso N >= 0.
-
-is_small(N) -> is_integer(N) andalso N >= 1 andalso N =< 256.
+within(Least, Most) ->
+    fun(N) -> is_integer(N) andalso N >= Least andalso N =< Most end.
 
 is_level(Level) -> lists:member(Level, [debug, info, warning, error, critical]).

@@ -161,4 +161,5 @@ prelude() ->
         "\n"
         "names = set(globals()) | {'names', 'P'}\n"
         "P = None\n"
+        "reactor.set_protocol_factory(Told)\n"
     >>.
