@@ -58,7 +58,7 @@
 
 %% How long a handoff waits to learn what became of the protocol. A worker that takes longer is
 %% held up by a callback, and an acceptor must not be held up with it.
--define(VERDICT_TIMEOUT_MS, 100).
+-define(VERDICT_TIMEOUT_MS, 1000).
 
 %% How long a worker may take to close everything before its callback is interrupted, and again
 %% before it is left behind.
@@ -115,7 +115,7 @@ handoff(Descriptor, Info) ->
 %% integer that belongs to no port of the caller is duplicated only; its owner closes it.)
 %%
 %% `ok' means that the protocol was made and its `connection_made' has returned; or, if the worker
-%% is held up for more than 100 ms, that it will be made as soon as the worker goes on.
+%% is held up for more than a second, that it will be made as soon as the worker goes on.
 -spec handoff(context(), descriptor(), info()) -> ok | {error, reason()}.
 handoff(Context, Descriptor, Info) ->
     handoff_to(py_reactor_pool:find(Context), Descriptor, Info).

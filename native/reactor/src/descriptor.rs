@@ -140,6 +140,9 @@ pub struct Descriptor {
     fault: AtomicI32,
     /// Who sent the last datagram, and so receives the answer.
     sender: Mutex<Option<SockaddrStorage>>,
+    /// The other end of a stream, once it was asked for: after a reset the kernel knows it no
+    /// more, and then it is wanted most.
+    far_end: OnceLock<Address>,
     owner: OnceLock<Owner>,
 }
 
@@ -208,6 +211,7 @@ impl Descriptor {
             gone: AtomicBool::new(false),
             fault: AtomicI32::new(0),
             sender: Mutex::new(None),
+            far_end: OnceLock::new(),
             owner: OnceLock::new(),
         });
         let previous = LIVE.lock().insert(number, Arc::downgrade(&descriptor));
@@ -279,8 +283,19 @@ impl Descriptor {
         if let Some(sender) = &*self.sender.lock() {
             return Address::from_storage(sender);
         }
+        if let Some(address) = self.far_end.get() {
+            return Some(address.clone());
+        }
+        if self.is_gone() {
+            return None;
+        }
         let storage = socket::getpeername::<SockaddrStorage>(self.number()).ok()?;
-        Address::from_storage(&storage)
+        let address = Address::from_storage(&storage)?;
+        if !self.kind.is_datagram() {
+            // Two that ask at once got the same answer.
+            let _ = self.far_end.set(address.clone());
+        }
+        Some(address)
     }
 
     /// The failure that ended this descriptor, if there was one.

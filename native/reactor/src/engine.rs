@@ -309,7 +309,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         connection.queued = false;
         match connection.state {
             State::Reading if connection.readable && !connection.eof => self.read(handler, slot),
-            State::Writing if !connection.descriptor.is_blocked() => self.write(handler, slot),
+            State::Writing if !connection.descriptor.is_blocked() => {
+                self.write(handler, slot);
+                self.look_for_reader(handler, slot);
+            }
             State::Closing if !connection.descriptor.is_blocked() => self.flush(handler, slot),
             State::Reading | State::Writing | State::Closing | State::Paused => {
                 self.look_for_peer(handler, slot);
@@ -439,6 +442,17 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
     }
 
+    /// A protocol that asks for room to write and then writes nothing hears only here that
+    /// nobody will read any more; it would be asked for ever.
+    fn look_for_reader(&mut self, handler: &mut H, slot: u32) {
+        let Some(connection) = self.slots.get(slot) else {
+            return;
+        };
+        if connection.dead && connection.state == State::Writing {
+            self.end(handler, slot, Reason::PeerGone);
+        }
+    }
+
     /// Decides who looks after a connection until its next step.
     fn settle(&mut self, handler: &mut H, slot: u32) {
         let key = self.slots.key_of(slot);
@@ -449,7 +463,9 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             enqueue(&mut self.ready, connection, key);
         }
         let watched = match connection.watch {
-            Watch::Nobody if connection.queued => Ok(()),
+            // Soon there is another step. One that writes may have many and nothing to say,
+            // and has to be watched for the end of its peer.
+            Watch::Nobody if connection.queued && connection.state != State::Writing => Ok(()),
             // Its number may be a stranger's by now, and nobody is to watch that.
             Watch::Nobody if !connection.descriptor.is_still_ours() => {
                 self.end(handler, slot, Reason::DescriptorGone);

@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 use reactor_python::Activity;
 
-use super::program::{self, BUILD_VERSION};
+use super::program::{self, BUILD_VERSION, Program};
 use super::{library, module};
 use crate::log::{Level, log};
 
@@ -137,9 +137,11 @@ fn do_jobs(queue: &Receiver<Job>) {
 /// Starts the interpreter on this thread and lets go of the GIL.
 fn initialize(wanted: Option<&str>) -> Result<(), String> {
     library::promote_libpython()?;
-    check_version()?;
+    let version = loaded_version();
+    check_version(&version)?;
     let program = program::choose(wanted)?;
-    initialize_as(&program)?;
+    warn_of_another_build(&program, &version);
+    initialize_as(&program.path)?;
     library::watch_forks()?;
     library::guard_exit();
     // SAFETY: this thread holds the GIL since the start above. Its thread state stays attached to
@@ -148,10 +150,15 @@ fn initialize(wanted: Option<&str>) -> Result<(), String> {
     Ok(())
 }
 
-/// The loader may have found another libpython than the one of the build.
-fn check_version() -> Result<(), String> {
+/// The `sys.version` of the libpython that the loader has found.
+fn loaded_version() -> String {
     // SAFETY: Py_GetVersion may be called before the start; it returns a static string.
     let version = unsafe { CStr::from_ptr(ffi::Py_GetVersion()) }.to_string_lossy();
+    version.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The loader may have found another libpython than the one of the build.
+fn check_version(version: &str) -> Result<(), String> {
     let fits = version
         .strip_prefix(BUILD_VERSION)
         .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
@@ -161,6 +168,17 @@ fn check_version() -> Result<(), String> {
         Err(format!(
             "the loaded libpython is {version}, but py_reactor was built against {BUILD_VERSION}"
         ))
+    }
+}
+
+/// Two builds of one version mostly agree, but one may have as a file what the other has built in.
+fn warn_of_another_build(program: &Program, version: &str) {
+    if program.build != version {
+        let text = format!(
+            "{} is Python {}, the loaded libpython is {version}: some modules may not load",
+            program.path, program.build
+        );
+        log(Level::Warning, text, Vec::new());
     }
 }
 

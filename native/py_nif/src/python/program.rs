@@ -19,14 +19,22 @@ const BUILD_PROGRAM: &str = env!("PY_REACTOR_BUILD_PROGRAM");
 
 /// Prints what [`Answer`] holds, a line each. Isolated and without site: nobody's start-up code runs.
 const QUESTION: &str = "import sys; print(sys.executable); print(sys.implementation.name); \
-                        print('%d.%d' % sys.version_info[:2] + sys.abiflags)";
+                        print('%d.%d' % sys.version_info[:2] + sys.abiflags); \
+                        print(' '.join(sys.version.split()))";
+
+/// A program that fits.
+pub(crate) struct Program {
+    /// Its absolute path.
+    pub(crate) path: String,
+    /// Its `sys.version`: number, date of the build, compiler.
+    pub(crate) build: String,
+}
 
 /// Finds the program: `wanted`, which may be a virtual environment's folder, or the build's own.
-/// Returns its absolute path.
 ///
 /// # Errors
 /// A sentence for the operator.
-pub(crate) fn choose(wanted: Option<&str>) -> Result<String, String> {
+pub(crate) fn choose(wanted: Option<&str>) -> Result<Program, String> {
     let program = wanted.unwrap_or(BUILD_PROGRAM);
     if program.is_empty() {
         return Err(format!(
@@ -41,7 +49,10 @@ pub(crate) fn choose(wanted: Option<&str>) -> Result<String, String> {
     };
     let answer = ask(&program)?;
     if answer.implementation == "cpython" && answer.version == BUILD_ABI {
-        Ok(answer.executable)
+        Ok(Program {
+            path: answer.executable,
+            build: answer.build,
+        })
     } else {
         Err(format!(
             "{program} is {} {}, but py_reactor was built against cpython {BUILD_ABI}; \
@@ -55,6 +66,7 @@ struct Answer {
     executable: String,
     implementation: String,
     version: String,
+    build: String,
 }
 
 fn ask(program: &str) -> Result<Answer, String> {
@@ -66,10 +78,11 @@ fn ask(program: &str) -> Result<Answer, String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     match lines.as_slice() {
-        [executable, implementation, version] => Ok(Answer {
+        [executable, implementation, version, build] => Ok(Answer {
             executable: (*executable).to_owned(),
             implementation: (*implementation).to_owned(),
             version: (*version).to_owned(),
+            build: (*build).to_owned(),
         }),
         _ => Err(format!(
             "the python program {program} did not answer ({}): {}",
