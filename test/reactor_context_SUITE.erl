@@ -452,6 +452,56 @@ nothing_made() ->
     after 0 -> ok
     end.
 
+a_flood_of_requests_costs_no_connection(_Config) ->
+    exec("go = threading.Event()\ntheirs, ours = os.pipe()"),
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    globals().setdefault(client_info['name'], self)\n"
+        "    super().connection_made(fd, client_info)\n"
+        "def data_received(self, data):\n"
+        "    if data == b'block':\n"
+        "        tell('blocked')\n"
+        "        go.wait()\n"
+        "    self.write_buffer += data\n"
+    ),
+    {ok, Context} = py_reactor_context:start_link(#{max_connections => 3, linger_ms => 1}),
+    Give = fun(Descriptor, Name) ->
+        ok = py_reactor_context:handoff(Context, Descriptor, #{name => Name}),
+        {_} = next(<<"made">>)
+    end,
+    {Blocked, Server} = told:stream([{ip, {127, 0, 0, 1}}], []),
+    Give(Server, blocked),
+    {Parked, Server2} = told:stream([{ip, {127, 0, 0, 1}}], []),
+    Give(Server2, parked),
+    Give(eval("ours"), pipe),
+    exec("os.close(ours)"),
+    wait_until("all are parked", fun() -> stat(Context, parked) =:= 3 end),
+    ok = gen_tcp:send(Blocked, "block"),
+    {<<"blocked">>} = next(),
+    %% As many as there is room for, and the report that a parked one is ready finds none.
+    exec(
+        "try:\n"
+        "    for _ in range(100_000):\n"
+        "        reactor.resume(blocked, 'continue')\n"
+        "    assert False\n"
+        "except RuntimeError:\n"
+        "    pass"
+    ),
+    ok = gen_tcp:send(Parked, "ready"),
+    wait_until("the context was told", fun() ->
+        process_info(Context, message_queue_len) =:= {message_queue_len, 0} andalso
+            process_info(Context, status) =:= {status, waiting}
+    end),
+    none = eval("go.set()"),
+    {ok, <<"block">>} = gen_tcp:recv(Blocked, 5, ?PATIENCE_MS),
+    {ok, <<"ready">>} = gen_tcp:recv(Parked, 5, ?PATIENCE_MS),
+    nothing(),
+    ?assertEqual(5, eval("pipe.write(b'still')")),
+    exec("assert os.read(theirs, 100) == b'still'\nos.close(theirs)"),
+    {<<"reset">>} = next(<<"lost">>),
+    [lost(Client) || Client <- [Blocked, Parked]],
+    ok = py_reactor_context:stop(Context).
+
 the_pool_gives_each_context_its_turn(_Config) ->
     protocol(echo()),
     Before = [stat(Context, adopted) || Context <- pool()],
