@@ -15,12 +15,20 @@ suite() ->
     [{timetrap, {seconds, 120}}].
 
 all() ->
-    [{group, lingering}, {group, parked_at_once}].
+    [{group, lingering}, {group, parked_at_once}, {group, two_contexts}, {group, application_stopped}].
 
 groups() ->
     [
         {lingering, [], cases()},
-        {parked_at_once, [], cases()}
+        {parked_at_once, [], cases()},
+        {two_contexts, [], [
+            sleep_in_a_callback_holds_up_its_own_context_only,
+            handoff_while_all_contexts_are_held_up_does_not_wait
+        ]},
+        {application_stopped, [], [
+            handoff_with_the_application_stopped_closes,
+            handoffs_while_the_application_stops_are_answered
+        ]}
     ].
 
 cases() ->
@@ -58,6 +66,8 @@ cases() ->
         spoilt_handle_costs_the_call,
         %% By hand
         functions_for_driving_by_hand_are_harmless_in_callbacks,
+        functions_for_driving_by_hand_refuse_bad_input,
+        protocol_that_is_false_is_found,
         %% Descriptors that Python closes
         descriptor_closed_in_a_callback_ends_its_connection,
         descriptor_closed_while_parked_ends_when_its_number_returns,
@@ -73,12 +83,45 @@ cases() ->
         handoff_of_a_closed_socket_is_badf,
         handoff_twice_serves_once,
         handoff_to_nobody_closes,
-        handoff_with_bad_info_closes
+        handoff_with_bad_info_closes,
+        handoff_beyond_the_limit_is_overload,
+        handoffs_to_a_context_that_is_being_killed_are_answered,
+        killed_context_loses_its_own_connections_once,
+        %% Callbacks that do not return
+        interrupt_ends_a_callback_that_never_returns,
+        stop_ends_a_callback_that_never_returns,
+        kill_ends_a_callback_that_never_returns,
+        interrupt_hits_nothing_but_a_callback,
+        context_whose_callback_takes_no_interrupt_is_left_behind,
+        connections_handed_to_a_held_up_context_are_served_later,
+        %% Peers
+        reset_before_the_handoff_is_one_loss_at_most,
+        reset_right_after_the_handoff_is_one_loss,
+        reset_while_parked_is_one_loss,
+        reset_while_paused_is_one_loss,
+        reset_while_a_write_is_pending_is_one_loss,
+        reset_while_closing_is_one_loss,
+        reset_of_a_connection_that_never_writes_is_one_loss,
+        exception_after_a_reset_is_logged_with_the_peer,
+        half_close_delivers_what_is_pending,
+        flood_of_silent_connections_leaves_nothing_behind,
+        thousand_connections_reset_at_once_leave_nothing_behind,
+        %% Large writes and other threads
+        large_write_to_a_slow_reader_takes_no_memory_but_its_buffer,
+        large_write_arrives_whole,
+        large_write_by_a_write_ready_of_its_own_arrives_whole,
+        large_write_to_the_kernel_takes_what_it_takes,
+        threads_may_write_while_the_connection_ends
     ].
 
 init_per_group(Group, Config) ->
-    LingerMs = maps:get(Group, #{lingering => 20, parked_at_once => 0}),
-    ok = reactor_case:start(#{linger_ms => LingerMs}),
+    Settings = #{
+        lingering => #{},
+        parked_at_once => #{linger_ms => 0},
+        two_contexts => #{contexts => 2},
+        application_stopped => #{}
+    },
+    ok = reactor_case:start(map_get(Group, Settings)),
     ok = py:add_path(?config(data_dir, Config)),
     ok = py:exec("import bad_protocols"),
     Config.
@@ -86,11 +129,22 @@ init_per_group(Group, Config) ->
 end_per_group(_Group, _Config) ->
     reactor_case:stop().
 
-init_per_testcase(_Case, Config) ->
-    reactor_case:begin_case(Config).
+init_per_testcase(Case, Config) ->
+    case stops_the_application(Case) of
+        true -> [{listener, reactor_case:listen()} | Config];
+        false -> reactor_case:begin_case(Config)
+    end.
 
-end_per_testcase(_Case, Config) ->
-    reactor_case:end_case(Config).
+end_per_testcase(Case, Config) ->
+    case stops_the_application(Case) of
+        true -> gen_tcp:close(?config(listener, Config));
+        false -> reactor_case:end_case(Config)
+    end.
+
+%% There is no bystander then.
+stops_the_application(Case) ->
+    {application_stopped, _, Cases} = lists:keyfind(application_stopped, 1, groups()),
+    lists:member(Case, Cases).
 
 echo_leaves_nothing_behind(Config) ->
     use("reactor_case.Echo"),
@@ -171,7 +225,6 @@ exception_in_the_factory_costs_the_connection(Config) ->
     exceptions(Config, factory, 0).
 
 exception_in_init_costs_the_connection(Config) ->
-    %% There is no protocol that could be told of its end.
     exceptions(Config, '__init__', 0).
 
 exception_in_connection_made_costs_the_connection(Config) ->
@@ -195,11 +248,15 @@ exception_in_connection_lost_is_logged(Config) ->
 exceptions(Config, Callback, Losses) ->
     Names = eval("list(__import__('bad_values').EXCEPTIONS)"),
     [exception(Config, Callback, Name) || Name <- Names],
+    await_losses(Losses * length(Names)),
+    ?assertEqual(length(Names), length(logged(#{level => error}))).
+
+%% Not of those whose __init__ has not come to its end: they are no protocols yet.
+await_losses(Losses) ->
     wait_until("every protocol is lost once", fun() ->
         #{<<"lost_once">> := Once, <<"lost_more">> := More} = reactor_case:ledger(),
         {Once, More}
-    end, {Losses * length(Names), 0}),
-    ?assertEqual(length(Names), length(logged(#{level => error}))).
+    end, {Losses, 0}).
 
 exception(Config, Callback, Name) ->
     ct:pal("~ts in ~p", [Name, Callback]),
@@ -443,6 +500,42 @@ functions_for_driving_by_hand_are_harmless_in_callbacks(Config) ->
     ),
     ?assertEqual([], logged(#{level => error})).
 
+functions_for_driving_by_hand_refuse_bad_input(_Config) ->
+    {ok, Told} = py:call(bad_protocols, drive_by_hand_badly, []),
+    ?assertEqual(
+        #{
+            <<"nothing">> => <<"OSError">>,
+            <<"served">> => <<"ValueError">>,
+            <<"listener">> => <<"ValueError">>,
+            <<"not ready">> => <<"ValueError">>,
+            <<"hasty">> => <<"ValueError">>,
+            <<"no dict">> => <<"TypeError">>,
+            <<"no number">> => <<"TypeError">>,
+            <<"used">> => <<"TypeError">>,
+            <<"no factory">> => <<"RuntimeError">>,
+            <<"None">> => <<"TypeError">>,
+            <<"raises">> => <<"SystemExit">>,
+            <<"close nothing">> => <<"ValueError">>,
+            <<"read nothing">> => <<"ValueError">>,
+            <<"write nothing">> => <<"ValueError">>
+        },
+        Told
+    ),
+    await_ledger(2),
+    ?assertEqual([<<"closed">>, <<"exception">>], lists:sort(reactor_case:loss_reasons())),
+    {ok, Answers} = py:call(bad_protocols, answer_by_hand, []),
+    Wrong = lists:duplicate(7, <<"ValueError">>),
+    ?assertEqual(Wrong ++ [<<"close">>, <<"ValueError">>], Answers),
+    await_ledger(3).
+
+protocol_that_is_false_is_found(Config) ->
+    use("bad_protocols.Falsy"),
+    Client = open(?config(listener, Config)),
+    ok = gen_tcp:send(Client, "assert reactor.get_protocol(self.fd) is self; reactor.close_connection(self.fd)"),
+    <<>> = await_closed(Client),
+    await_ledger(1),
+    ?assertEqual([<<"closed">>], reactor_case:loss_reasons()).
+
 %%--------------------------------------------------------------------------------------------------
 %% Descriptors that Python closes
 
@@ -502,9 +595,13 @@ descriptor_closed_by_another_thread_ends_its_connection(Config) ->
             receive
                 {'DOWN', Monitor, process, Busy, normal} -> ok
             end,
-            await_ledger(Made)
+            %% If it was parked, only the next connection shows that its descriptor is gone.
+            Next = open(Listener),
+            ok = reactor_case:echoes(Next, <<"next">>),
+            ok = gen_tcp:close(Next),
+            await_ledger(2 * Round)
         end
-     || Made <- lists:seq(1, Rounds)
+     || Round <- lists:seq(1, Rounds)
     ],
     ?assertEqual([], logged(#{level => error})).
 
@@ -531,10 +628,10 @@ number_of_a_closed_descriptor_serves_the_next_connection(Config) ->
     use("bad_protocols.Puppet"),
     Spare = {connect(Listener), accept(Listener)},
     Client = open(Listener),
+    Number = eval("bad_protocols.puppet(0).fd"),
     %% A paused one does not look at its descriptor by itself.
     ok = gen_tcp:send(Client, "os.close(self.fd); answer = 'pause'"),
     <<>> = await_closed(Client),
-    Number = eval("bad_protocols.puppet(0).fd"),
     Next = serve_at(Number, Spare),
     wait_until("the old one is lost", fun reactor_case:loss_reasons/0, [<<"descriptor_gone">>]),
     ?assertMatch(
@@ -775,8 +872,584 @@ handoff_with_bad_info_closes(Config) ->
     ],
     await_ledger(0).
 
+handoff_beyond_the_limit_is_overload(Config) ->
+    use("reactor_case.Echo"),
+    Listener = ?config(listener, Config),
+    {ok, Context} = py_reactor_context:start_link(#{max_connections => 3}),
+    Clients = [open(Listener, #{}, Context) || _ <- [1, 2, 3]],
+    [
+        begin
+            Client = connect(Listener),
+            Answer = py_reactor_context:handoff(Context, accept(Listener), #{}),
+            ?assertEqual({error, overload}, Answer),
+            <<>> = await_closed(Client)
+        end
+     || _ <- lists:seq(1, 20)
+    ],
+    [ok = reactor_case:echoes(Client, <<"served">>) || Client <- Clients],
+    ok = gen_tcp:close(hd(Clients)),
+    wait_until("there is room again", fun() ->
+        maps:get(connections, py_reactor_context:stats(Context)) =:= 2
+    end),
+    Next = open(Listener, #{}, Context),
+    ok = reactor_case:echoes(Next, <<"served">>),
+    ok = py_reactor_context:stop(Context),
+    [<<>> = await_closed(Client) || Client <- [Next | tl(Clients)]],
+    await_ledger(4).
+
+handoffs_to_a_context_that_is_being_killed_are_answered(Config) ->
+    use("reactor_case.Echo"),
+    Listener = ?config(listener, Config),
+    [
+        begin
+            {ok, Context} = py_reactor_context:start_link(#{}),
+            unlink(Context),
+            spawn(fun() -> end_somehow(Context, Round) end),
+            Clients = [hand_over(Listener, Context) || _ <- lists:seq(1, 20)],
+            [<<>> = await_closed(Client) || Client <- Clients]
+        end
+     || Round <- lists:seq(1, 10)
+    ],
+    #{<<"made">> := Made} = reactor_case:ledger(),
+    await_ledger(Made).
+
+end_somehow(Context, Round) when Round rem 2 =:= 0 -> exit(Context, kill);
+end_somehow(Context, _Round) -> py_reactor_context:stop(Context).
+
+hand_over(Listener, Context) ->
+    Client = connect(Listener),
+    case py_reactor_context:handoff(Context, accept(Listener), #{}) of
+        ok -> ok;
+        {error, no_context} -> ok
+    end,
+    Client.
+
+killed_context_loses_its_own_connections_once(Config) ->
+    use("reactor_case.Echo"),
+    Listener = ?config(listener, Config),
+    {ok, Context} = py_reactor_context:start_link(#{}),
+    unlink(Context),
+    Clients = [open(Listener, #{}, Context) || _ <- lists:seq(1, 100)],
+    [ok = reactor_case:echoes(Client, <<"served">>) || Client <- Clients],
+    exit(Context, kill),
+    [<<>> = await_closed(Client) || Client <- Clients],
+    await_ledger(100),
+    ?assertEqual([<<"stopped">>], lists:usort(reactor_case:loss_reasons())).
+
 nest(0) -> [];
 nest(Depth) -> [nest(Depth - 1)].
+
+%%--------------------------------------------------------------------------------------------------
+%% Callbacks that do not return
+
+interrupt_ends_a_callback_that_never_returns(Config) ->
+    Listener = ?config(listener, Config),
+    {ok, Context} = py_reactor_context:start_link(#{}),
+    Places = places(),
+    [
+        begin
+            {Client, Peer} = hold_up(Place, Listener, Context),
+            interrupt_until(Context, fun() -> not is_held_up(Context) end),
+            <<>> = await_closed(Client),
+            ?assertMatch(#{level := error}, await_logged(#{peer => Peer}))
+        end
+     || Place <- Places
+    ],
+    await_losses(length(Places) - 1),
+    use("reactor_case.Echo"),
+    Client = open(Listener, #{}, Context),
+    ok = reactor_case:echoes(Client, <<"the context serves on">>),
+    ok = py_reactor_context:stop(Context),
+    <<>> = await_closed(Client).
+
+stop_ends_a_callback_that_never_returns(Config) ->
+    ends_a_callback_that_never_returns(Config, fun py_reactor_context:stop/1).
+
+kill_ends_a_callback_that_never_returns(Config) ->
+    ends_a_callback_that_never_returns(Config, fun(Context) ->
+        unlink(Context),
+        exit(Context, kill)
+    end).
+
+ends_a_callback_that_never_returns(Config, End) ->
+    Listener = ?config(listener, Config),
+    Places = [connection_made, data_received, write_buffer],
+    [
+        begin
+            {ok, Context} = py_reactor_context:start_link(#{}),
+            {Client, _Peer} = hold_up(Place, Listener, Context),
+            End(Context),
+            <<>> = await_closed(Client)
+        end
+     || Place <- Places
+    ],
+    await_ledger(length(Places)).
+
+%% Where a protocol spins: a callback, or something of the user that is called around one.
+places() ->
+    ['__init__', connection_made, data_received, write_ready, eof_received, connection_lost, repr, str, write_buffer].
+
+hold_up(Place, Listener, Context) ->
+    ct:pal("never returns: ~p", [Place]),
+    {ok, none} = py:call(bad_protocols, spinning, [atom_to_binary(Place)]),
+    Client = connect(Listener),
+    {ok, Port} = inet:port(Client),
+    ok = py_reactor_context:handoff(Context, accept(Listener), #{}),
+    case lists:member(Place, [eof_received, connection_lost]) of
+        true -> ok = gen_tcp:shutdown(Client, write);
+        false -> ok = gen_tcp:send(Client, <<"data">>)
+    end,
+    wait_until("a callback holds the context up", fun() -> is_held_up(Context) end),
+    {Client, peer(Port)}.
+
+is_held_up(Context) ->
+    map_get(busy_ms, py_reactor_context:stats(Context)) > 50.
+
+%% One interrupt for one callback: connection_lost may spin in its turn.
+interrupt_until(Context, Fact) ->
+    wait_until("it is interrupted", fun() ->
+        ok = py_reactor_context:interrupt(Context),
+        timer:sleep(20),
+        Fact()
+    end).
+
+interrupt_hits_nothing_but_a_callback(Config) ->
+    use("reactor_case.Echo"),
+    Listener = ?config(listener, Config),
+    {ok, Context} = py_reactor_context:start_link(#{}),
+    Client = open(Listener, #{}, Context),
+    [
+        begin
+            ok = reactor_case:echoes(Client, <<"before">>),
+            %% The worker has nothing to do now, and does not know of this afterwards.
+            [ok = py_reactor_context:interrupt(Context) || _ <- lists:seq(1, 10)],
+            %% Interrupts are carried out one after the other: that of a call comes last. (One that
+            %% has not begun when its time is over is never begun.)
+            exec("bad_protocols.interrupted = 0"),
+            wait_until("the interrupts are done", fun() ->
+                {error, timeout} = py:eval("bad_protocols.until_interrupted()", #{}, 10),
+                eval("bad_protocols.interrupted") > 0
+            end)
+        end
+     || _ <- lists:seq(1, 30)
+    ],
+    ok = reactor_case:echoes(Client, <<"after">>),
+    ok = py_reactor_context:stop(Context),
+    <<>> = await_closed(Client),
+    await_ledger(1).
+
+context_whose_callback_takes_no_interrupt_is_left_behind(Config) ->
+    Listener = ?config(listener, Config),
+    exec("bad_protocols.stubborn = True"),
+    use("bad_protocols.Stubborn"),
+    {ok, Context} = py_reactor_context:start_link(#{}),
+    Client = open(Listener, #{}, Context),
+    ok = gen_tcp:send(Client, <<"data">>),
+    wait_until("a callback holds the context up", fun() -> is_held_up(Context) end),
+    ok = py_reactor_context:stop(Context),
+    ?assertMatch(#{level := warning}, await_logged(#{what => worker_left_behind})),
+    ?assertMatch(#{<<"lost_once">> := 0}, reactor_case:ledger()),
+    exec("bad_protocols.stubborn = False"),
+    <<>> = await_closed(Client),
+    await_ledger(1).
+
+connections_handed_to_a_held_up_context_are_served_later(Config) ->
+    Listener = ?config(listener, Config),
+    exec("bad_protocols.stubborn = True"),
+    use("bad_protocols.Stubborn"),
+    {ok, Context} = py_reactor_context:start_link(#{}),
+    Client = open(Listener, #{}, Context),
+    ok = gen_tcp:send(Client, <<"data">>),
+    wait_until("a callback holds the context up", fun() -> is_held_up(Context) end),
+    use("reactor_case.Echo"),
+    Patient = [open(Listener, #{}, Context) || _ <- lists:seq(1, 5)],
+    [ok = gen_tcp:send(P, <<"early">>) || P <- Patient],
+    Impatient = [open(Listener, #{}, Context) || _ <- lists:seq(1, 5)],
+    [reset(I) || I <- Impatient],
+    exec("bad_protocols.stubborn = False"),
+    [{ok, <<"early">>} = gen_tcp:recv(P, 5, 20000) || P <- Patient],
+    ok = py_reactor_context:stop(Context),
+    [<<>> = await_closed(C) || C <- [Client | Patient]],
+    await_ledger(11).
+
+sleep_in_a_callback_holds_up_its_own_context_only(Config) ->
+    Listener = ?config(listener, Config),
+    use("bad_protocols.Sleeper"),
+    %% The bystander is in the one, the sleeper goes to the other.
+    [Other] = [C || C <- contexts(), map_get(connections, py_reactor_context:stats(C)) =:= 0],
+    Sleeper = open(Listener, #{}, Other),
+    ok = gen_tcp:send(Sleeper, <<"3.0">>),
+    wait_until("a callback holds the context up", fun() -> is_held_up(Other) end),
+    wait_until("the pool knows it", fun() -> map_get(busy_ms, py_reactor_context:stats(Other)) > 150 end),
+    Clients = [open(Listener) || _ <- lists:seq(1, 10)],
+    [ok = reactor_case:echoes(Client, <<"0.0">>) || Client <- Clients],
+    %% All that while it slept.
+    ?assert(is_held_up(Other)),
+    {ok, <<"3.0">>} = gen_tcp:recv(Sleeper, 3, 20000),
+    [ok = gen_tcp:close(Client) || Client <- [Sleeper | Clients]],
+    await_ledger(11).
+
+handoff_while_all_contexts_are_held_up_does_not_wait(Config) ->
+    Listener = ?config(listener, Config),
+    exec("bad_protocols.stubborn = True"),
+    use("bad_protocols.Stubborn"),
+    Holders = [open(Listener, #{}, Context) || Context <- contexts()],
+    [ok = gen_tcp:send(Client, <<"data">>) || Client <- Holders],
+    wait_until("all are held up", fun() -> lists:all(fun is_held_up/1, contexts()) end),
+    use("reactor_case.Echo"),
+    Clients = [open(Listener) || _ <- lists:seq(1, 4)],
+    [ok = gen_tcp:send(Client, <<"early">>) || Client <- Clients],
+    ?assert(lists:all(fun is_held_up/1, contexts())),
+    exec("bad_protocols.stubborn = False"),
+    [{ok, <<"early">>} = gen_tcp:recv(Client, 5, 20000) || Client <- Clients],
+    [ok = gen_tcp:close(Client) || Client <- Holders ++ Clients],
+    await_ledger(6).
+
+%%--------------------------------------------------------------------------------------------------
+%% Peers
+
+reset_before_the_handoff_is_one_loss_at_most(Config) ->
+    use("reactor_case.Echo"),
+    Listener = ?config(listener, Config),
+    [
+        begin
+            Client = connect(Listener),
+            Round rem 2 =:= 0 andalso gen_tcp:send(Client, <<"last words">>),
+            Early = Round rem 4 < 2,
+            Early andalso reset(Client),
+            Socket = accept(Listener),
+            Early orelse reset(Client),
+            case handoff(Socket) of
+                ok -> ok;
+                {error, badf} -> ok
+            end
+        end
+     || Round <- lists:seq(1, 40)
+    ],
+    #{<<"made">> := Made} = reactor_case:ledger(),
+    await_ledger(Made),
+    ?assertEqual([], logged(#{level => error})).
+
+reset_right_after_the_handoff_is_one_loss(Config) ->
+    use("reactor_case.Echo"),
+    Listener = ?config(listener, Config),
+    [
+        begin
+            Client = open(Listener),
+            Round rem 2 =:= 0 andalso gen_tcp:send(Client, <<"last words">>),
+            reset(Client)
+        end
+     || Round <- lists:seq(1, 40)
+    ],
+    await_ledger(40),
+    ?assertEqual([<<"reset">>], lists:usort(reactor_case:loss_reasons())),
+    ?assertEqual([], logged(#{level => error})).
+
+reset_while_parked_is_one_loss(Config) ->
+    use("reactor_case.Echo"),
+    Listener = ?config(listener, Config),
+    Clients = [open(Listener) || _ <- lists:seq(1, 20)],
+    await_parked(20),
+    [reset(Client) || Client <- Clients],
+    await_ledger(20),
+    ?assertEqual([<<"reset">>], lists:usort(reactor_case:loss_reasons())).
+
+reset_while_paused_is_one_loss(Config) ->
+    use("bad_protocols.Puppet"),
+    Listener = ?config(listener, Config),
+    [
+        begin
+            Client = open(Listener),
+            ok = gen_tcp:send(Client, ["self.paused = True; answer = 'pause'", lists:duplicate(Size, $\s)]),
+            wait_until("it is paused", fun() ->
+                eval("getattr(bad_protocols.Puppet.made[-1], 'paused', False)")
+            end),
+            %% Some have sent what nobody reads.
+            Size > 0 andalso gen_tcp:send(Client, <<"unread">>),
+            reset(Client),
+            await_ledger(Made)
+        end
+     || {Made, Size} <- lists:zip(lists:seq(1, 6), [0, 1, 0, 1, 0, 1])
+    ],
+    ?assertEqual([<<"peer_gone">>], lists:usort(reactor_case:loss_reasons())).
+
+reset_while_a_write_is_pending_is_one_loss(Config) ->
+    Listener = ?config(listener, Config),
+    [
+        begin
+            use(["bad_protocols.", Class]),
+            Client = open(Listener),
+            ok = gen_tcp:send(Client, <<"30000000">>),
+            {ok, _} = gen_tcp:recv(Client, 100000, 20000),
+            await_stalled(),
+            reset(Client),
+            await_ledger(Made)
+        end
+     || {Made, Class} <- lists:zip(lists:seq(1, 6), ["Flood", "Letters", "Flood", "Letters", "Flood", "Letters"])
+    ],
+    ?assertEqual([<<"reset">>], lists:usort(reactor_case:loss_reasons())),
+    ?assertEqual([], logged(#{level => error})).
+
+reset_while_closing_is_one_loss(Config) ->
+    Listener = ?config(listener, Config),
+    use("bad_protocols.Puppet"),
+    [
+        begin
+            Client = open(Listener),
+            ok = gen_tcp:send(Client, "self.write_buffer += bytes(30_000_000); answer = 'close'"),
+            {ok, _} = gen_tcp:recv(Client, 100000, 20000),
+            await_stalled(),
+            reset(Client),
+            await_ledger(Made)
+        end
+     || Made <- [1, 2, 3]
+    ],
+    ?assertEqual([<<"reset">>], lists:usort(reactor_case:loss_reasons())).
+
+%% Waits until the kernel takes no more for anybody but the bystander: all others are parked or wait.
+await_stalled() ->
+    Sizes = "[len(p.write_buffer) for p in reactor._registry.protocols.values() if hasattr(p, 'serial')]",
+    wait_until("the kernel takes no more", fun() ->
+        Before = eval(Sizes),
+        timer:sleep(30),
+        Before =:= eval(Sizes) andalso lists:max(Before) > 0
+    end).
+
+reset_of_a_connection_that_never_writes_is_one_loss(Config) ->
+    use("bad_protocols.Idle"),
+    Client = open(?config(listener, Config)),
+    ok = gen_tcp:send(Client, <<"data">>),
+    Before = stat(callbacks),
+    wait_until("it asks for writing", fun() -> stat(callbacks) > Before + 1000 end),
+    reset(Client),
+    await_ledger(1).
+
+exception_after_a_reset_is_logged_with_the_peer(Config) ->
+    {ok, none} = py:call(bad_protocols, throw, [<<"connection_lost">>, <<"ValueError">>]),
+    Client = open(?config(listener, Config)),
+    {ok, Port} = inet:port(Client),
+    reset(Client),
+    ?assertMatch(#{callback := <<"connection_lost">>}, await_logged(#{peer => peer(Port)})),
+    await_ledger(1).
+
+half_close_delivers_what_is_pending(Config) ->
+    Listener = ?config(listener, Config),
+    Bytes = 20000000,
+    [
+        begin
+            use(["bad_protocols.", Class]),
+            Client = open(Listener),
+            ok = gen_tcp:send(Client, integer_to_binary(Bytes)),
+            ok = gen_tcp:shutdown(Client, write),
+            await_stalled(),
+            check_pattern(Client, Bytes div 251 * 251),
+            <<>> = await_closed(Client)
+        end
+     || Class <- ["Flood", "Letters"]
+    ],
+    await_ledger(2),
+    ?assertEqual([<<"eof">>], lists:usort(reactor_case:loss_reasons())).
+
+flood_of_silent_connections_leaves_nothing_behind(Config) ->
+    use("reactor_case.Echo"),
+    Listener = ?config(listener, Config),
+    Clients = [open(Listener) || _ <- lists:seq(1, 1000)],
+    await_parked(1000),
+    Endings = [fun gen_tcp:close/1, fun reactor_case:reset/1, fun(C) -> gen_tcp:shutdown(C, write) end],
+    [
+        (lists:nth(N rem 3 + 1, Endings))(Client)
+     || {N, Client} <- lists:zip(lists:seq(1, 1000), Clients)
+    ],
+    await_ledger(1000),
+    [gen_tcp:close(Client) || Client <- Clients],
+    ?assertEqual([], logged(#{level => error})).
+
+thousand_connections_reset_at_once_leave_nothing_behind(Config) ->
+    use("reactor_case.Echo"),
+    Listener = ?config(listener, Config),
+    Self = self(),
+    Crowds = [
+        spawn_link(fun() ->
+            Clients = [connect(Listener) || _ <- lists:seq(1, 100)],
+            [gen_tcp:send(Client, <<"data">>) || Client <- Clients],
+            receive
+                go -> [reset(Client) || Client <- Clients]
+            end,
+            Self ! {reset, self()}
+        end)
+     || _ <- lists:seq(1, 10)
+    ],
+    Answers = [handoff(accept(Listener)) || _ <- lists:seq(1, 900)],
+    [Crowd ! go || Crowd <- Crowds],
+    More = [handoff(accept(Listener)) || _ <- lists:seq(1, 100)],
+    [
+        receive
+            {reset, Crowd} -> ok
+        end
+     || Crowd <- Crowds
+    ],
+    ?assertEqual([ok], lists:usort(Answers ++ More)),
+    await_ledger(1000),
+    ?assertEqual([], logged(#{level => error})).
+
+%%--------------------------------------------------------------------------------------------------
+%% Large writes and other threads
+
+large_write_to_a_slow_reader_takes_no_memory_but_its_buffer(Config) ->
+    use("bad_protocols.Flood"),
+    Before = reactor_case:memory_kb(),
+    Client = open(?config(listener, Config)),
+    ok = gen_tcp:send(Client, <<"200000000">>),
+    check_pattern(Client, 251 * 1000),
+    await_stalled(),
+    %% The buffer, and half as much for the rest of the node.
+    ?assert(reactor_case:memory_kb() - Before < 300000),
+    check_pattern(Client, 251, 251 * 100000),
+    ?assert(reactor_case:memory_kb() - Before < 300000),
+    reset(Client),
+    await_ledger(1),
+    wait_until("its memory is back", fun() -> reactor_case:memory_kb() - Before < 50000 end).
+
+large_write_arrives_whole(Config) ->
+    large_write_arrives(Config, "Flood", 200000000).
+
+large_write_by_a_write_ready_of_its_own_arrives_whole(Config) ->
+    large_write_arrives(Config, "Letters", 200000000).
+
+large_write_arrives(Config, Class, Bytes) ->
+    use(["bad_protocols.", Class]),
+    Client = open(?config(listener, Config)),
+    ok = gen_tcp:send(Client, integer_to_binary(Bytes)),
+    check_pattern(Client, Bytes div 251 * 251),
+    ok = gen_tcp:send(Client, <<"2510">>),
+    check_pattern(Client, 2510),
+    ok = gen_tcp:close(Client),
+    await_ledger(1).
+
+large_write_to_the_kernel_takes_what_it_takes(Config) ->
+    use("bad_protocols.Direct"),
+    Listener = ?config(listener, Config),
+    Kinds = [<<"bytes">>, <<"bytearray">>, <<"memoryview">>],
+    [
+        begin
+            Client = open(Listener),
+            ok = gen_tcp:send(Client, Kind),
+            wait_until("the kernel takes some", fun() -> taken() > 0 end),
+            Taken = taken(),
+            ?assert(Taken < 200000000),
+            {ok, Data} = gen_tcp:recv(Client, Taken, 20000),
+            ?assertEqual(Taken, byte_size(Data)),
+            ok = gen_tcp:close(Client),
+            await_ledger(Made)
+        end
+     || {Made, Kind} <- lists:zip([1, 2, 3], Kinds)
+    ].
+
+taken() ->
+    eval("max([p.client_info.get('taken', 0) for p in list(reactor._registry.protocols.values())])").
+
+threads_may_write_while_the_connection_ends(Config) ->
+    use("bad_protocols.Writers"),
+    Listener = ?config(listener, Config),
+    Endings = [
+        fun gen_tcp:close/1,
+        fun reactor_case:reset/1,
+        fun(C) -> gen_tcp:send(C, <<"close">>) end,
+        fun(C) -> gen_tcp:send(C, <<"abort">>) end,
+        fun(C) -> gen_tcp:send(C, <<"nonsense">>) end,
+        fun(C) -> gen_tcp:shutdown(C, write) end
+    ],
+    [
+        begin
+            Client = open(Listener),
+            {ok, _} = gen_tcp:recv(Client, 200000, 20000),
+            End(Client),
+            drain(Client),
+            await_ledger(Made),
+            wait_until("its threads end", fun() -> eval("bad_protocols.Writers.running") end, 0)
+        end
+     || {Made, End} <- lists:zip(lists:seq(1, 18), Endings ++ Endings ++ Endings)
+    ].
+
+drain(Client) ->
+    case gen_tcp:recv(Client, 0, 20000) of
+        {ok, _} -> drain(Client);
+        {error, Reason} when Reason =/= timeout -> gen_tcp:close(Client)
+    end.
+
+%% Receives so many bytes of the pattern 0, 1, ... 250, 0, 1, ...
+check_pattern(Client, Bytes) ->
+    check_pattern(Client, 251 * 1000, Bytes).
+
+check_pattern(_Client, _ChunkBytes, 0) ->
+    ok;
+check_pattern(Client, ChunkBytes, Bytes) ->
+    Size = min(ChunkBytes, Bytes),
+    {ok, Data} = gen_tcp:recv(Client, Size, 30000),
+    Pattern = binary:copy(list_to_binary(lists:seq(0, 250)), Size div 251),
+    case Data of
+        Pattern -> check_pattern(Client, ChunkBytes, Bytes - Size);
+        _ -> error({wrong_bytes, {left, Bytes}})
+    end.
+
+%%--------------------------------------------------------------------------------------------------
+%% The application stops
+
+handoff_with_the_application_stopped_closes(Config) ->
+    Listener = ?config(listener, Config),
+    [Context] = contexts(),
+    ok = application:stop(py_reactor),
+    Descriptors = length(element(2, file:list_dir("/proc/self/fd"))),
+    [
+        begin
+            Client = connect(Listener),
+            Socket = accept(Listener),
+            ?assertEqual({error, no_context}, HandOver(Socket)),
+            <<>> = await_closed(Client)
+        end
+     || HandOver <- [
+            fun(Socket) -> handoff(Socket) end,
+            fun(Socket) -> py_reactor_context:handoff(Socket, #{}) end,
+            fun(Socket) -> py_reactor_context:handoff(Context, Socket, #{}) end,
+            fun(Socket) -> py_reactor_context:handoff(nobody, Socket, #{}) end
+        ]
+    ],
+    ?assertEqual({error, no_context}, py_reactor_context:handoff(99999, #{})),
+    ?assertEqual({error, no_context}, py_reactor_context:stats(Context)),
+    ?assertEqual({error, no_context}, py_reactor_context:interrupt(Context)),
+    wait_until("nothing is left open", fun() ->
+        length(element(2, file:list_dir("/proc/self/fd"))) =< Descriptors
+    end),
+    {ok, _} = application:ensure_all_started(py_reactor).
+
+handoffs_while_the_application_stops_are_answered(Config) ->
+    Listener = ?config(listener, Config),
+    [
+        begin
+            ok = py:exec("reactor_case.ledger.forget()"),
+            use("reactor_case.Echo"),
+            Self = self(),
+            spawn_link(fun() -> Self ! {stopped, application:stop(py_reactor)} end),
+            Clients = hand_over_until_stopped(Listener, []),
+            [<<>> = await_closed(Client) || Client <- Clients],
+            {ok, _} = application:ensure_all_started(py_reactor),
+            #{<<"made">> := Made} = reactor_case:ledger(),
+            await_ledger(Made)
+        end
+     || _ <- lists:seq(1, 10)
+    ].
+
+hand_over_until_stopped(Listener, Clients) ->
+    receive
+        {stopped, ok} -> Clients
+    after 0 ->
+        Client = connect(Listener),
+        case handoff(accept(Listener)) of
+            ok -> ok;
+            {error, no_context} -> ok
+        end,
+        hand_over_until_stopped(Listener, [Client | Clients])
+    end.
 
 %%--------------------------------------------------------------------------------------------------
 %% Helpers
@@ -810,10 +1483,11 @@ provoke(Callback, Config) ->
 peer(Port) ->
     iolist_to_binary(io_lib:format("127.0.0.1:~b", [Port])).
 
-%% A protocol that was never served makes the handoff fail, with the traceback that is logged.
+%% A protocol that was never served makes the handoff fail, with the traceback that is logged. (On a
+%% machine that is very busy the handoff does not wait for that.)
+check_answer(ok, _Line) ->
+    ok;
 check_answer(Answer, #{callback := Callback, traceback := Traceback}) when
     Callback =:= <<"factory">>; Callback =:= <<"connection_made">>
 ->
-    ?assertEqual({error, {protocol, Traceback}}, Answer);
-check_answer(Answer, _Line) ->
-    ?assertEqual(ok, Answer).
+    ?assertEqual({error, {protocol, Traceback}}, Answer).

@@ -6,8 +6,10 @@ import os
 import select
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from bad_values import (
     BAD_ACTIONS,
@@ -17,9 +19,11 @@ from bad_values import (
     HostileStr,
     Nameless,
     closed_coroutine,
+    throw_it,
 )
 from reactor_case import Counted, Echo
 
+import erlang
 import erlang.reactor as reactor
 
 
@@ -310,7 +314,7 @@ def _listening(family: int, kind: int = socket.SOCK_STREAM) -> int:
 
 
 NO_CONNECTIONS: dict[str, tuple[str, Callable[[], int]]] = {
-    "regular file": ("regular", lambda: _keep(tempfile.TemporaryFile())),
+    "regular file": ("regular", lambda: _keep(tempfile.TemporaryFile())),  # noqa: SIM115
     "file in proc": ("regular", lambda: _keep(os.open("/proc/self/stat", os.O_RDONLY))),
     "file in memory": ("regular", lambda: _keep(os.memfd_create("memory"))),
     "folder": ("directory", lambda: _keep(os.open("/", os.O_RDONLY))),
@@ -378,3 +382,268 @@ def close_pair() -> None:
     """Close both ends."""
     while _pair:
         _pair.pop().close()
+
+
+class Falsy(Puppet):
+    """Has a length, which is 0."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Unready(Counted):
+    """By hand: `connection_made` raises."""
+
+    def connection_made(self, _fd: int, _client_info: dict[str, Any]) -> Any:
+        raise ValueError("not ready")
+
+
+class Hasty(Counted):
+    """By hand: `connection_made` closes its own connection, and then raises."""
+
+    def connection_made(self, fd: int, _client_info: dict[str, Any]) -> Any:
+        reactor.close_connection(fd)
+        raise ValueError("too late")
+
+
+class ByHand(Counted):
+    """By hand: answers with what the test has put there."""
+
+    answer: Any = None
+
+    def data_received(self, _data: bytes) -> Any:
+        return self.answer
+
+
+def _outcome(function: Callable[..., Any], *arguments: Any) -> str:
+    try:
+        return str(function(*arguments))
+    except BaseException as error:
+        return type(error).__name__
+
+
+def _init(factory: Any, number: Any, info: Any = None) -> str:
+    before = reactor._registry.factory
+    reactor._registry.factory = factory
+    try:
+        return _outcome(reactor.init_connection, number, {} if info is None else info)
+    finally:
+        reactor._registry.factory = before
+
+
+def drive_by_hand_badly() -> dict[str, str]:
+    """What the functions for driving by hand say to bad input."""
+    open_pair()
+    number = _pair[0].fileno()
+    bystander = next(iter(reactor._registry.protocols.values()))
+    told = {
+        "nothing": _outcome(reactor.init_connection, -1, {}),
+        "served": _outcome(reactor.init_connection, bystander.fd, {}),
+        "listener": _init(Counted, open_no_connection("listener")),
+        "not ready": _init(Unready, number),
+        "hasty": _init(Hasty, number),
+        "no dict": _init(Counted, number, 5),
+        "no number": _init(Counted, "five"),
+        "used": _init(lambda: bystander, number),
+        "no factory": _init(None, number),
+        "None": _init(lambda: None, number),
+        "raises": _init(EXCEPTIONS["SystemExit"], number),
+        "close nothing": _outcome(reactor.close_connection, number),
+        "read nothing": _outcome(reactor.on_read_ready, number),
+        "write nothing": _outcome(reactor.on_write_ready, number),
+    }
+    close_no_connection()
+    close_pair()
+    return told
+
+
+def answer_by_hand() -> list[str]:
+    """What `on_read_ready` says to each wrong answer."""
+    open_pair()
+    number = _pair[0].fileno()
+    before = reactor._registry.factory
+    reactor._registry.factory = ByHand
+    protocol = reactor.init_connection(number, {})
+    reactor._registry.factory = before
+    assert isinstance(protocol, ByHand)
+    outcomes = []
+    # The others say what they like when they are printed.
+    for name in ("zero", "bytes", "list", "dict", "lone_surrogate", "upper_case", "object"):
+        protocol.answer = BAD_ACTIONS[name]()
+        _pair[1].send(b"x")
+        outcomes.append(_outcome(reactor.on_read_ready, number))
+    protocol.answer = HostileStr("close")
+    _pair[1].send(b"x")
+    outcomes.append(_outcome(reactor.on_read_ready, number))
+    reactor.close_connection(number)
+    outcomes.append(_outcome(reactor.close_connection, number))
+    close_pair()
+    return outcomes
+
+
+def spin() -> NoReturn:
+    """Never return."""
+    while True:
+        pass
+
+
+class _Spinning:
+    """Never returns from being printed."""
+
+    def __repr__(self) -> str:
+        spin()
+
+
+class _SpinningError(Exception):
+    def __str__(self) -> str:
+        spin()
+
+
+class SpinningBuffer(Counted):
+    """Its `write_buffer` never returns."""
+
+    @property
+    def write_buffer(self) -> Any:  # type: ignore[override]
+        return spin() if getattr(self, "spins", False) else bytearray()
+
+    @write_buffer.setter
+    def write_buffer(self, _value: object) -> None:
+        pass
+
+    def data_received(self, _data: bytes) -> Any:
+        self.spins = True
+        return "write_pending"
+
+    def connection_lost(self) -> None:
+        self.spins = False
+        super().connection_lost()
+
+
+def spinning(where: str) -> None:
+    """From now on new protocols never return from a callback, or from something around it."""
+    spins: dict[str, type[reactor.Protocol]] = {
+        "repr": _misbehaving("data_received", _Spinning),
+        "str": _misbehaving("data_received", lambda: throw_it(_SpinningError())),
+        "write_buffer": SpinningBuffer,
+    }
+    reactor.set_protocol_factory(spins.get(where) or _misbehaving(where, spin))
+
+
+stubborn = False
+"""Whether a `Stubborn` goes on."""
+
+
+class Stubborn(Counted):
+    """Takes no interrupt."""
+
+    def data_received(self, _data: bytes) -> Any:
+        while stubborn:
+            try:
+                while stubborn:
+                    pass
+            except BaseException:
+                pass
+
+
+class Sleeper(Counted):
+    """Sleeps for as many seconds as it is told, and echoes."""
+
+    def data_received(self, data: bytes) -> Any:
+        time.sleep(float(data))
+        self.write_buffer += data
+
+
+class Idle(Counted):
+    """Asks for writing and writes nothing."""
+
+    def data_received(self, _data: bytes) -> Any:
+        return "write_pending"
+
+    def write_ready(self) -> Any:
+        return "continue"
+
+
+class Flood(Counted):
+    """Sends many bytes when it is asked to; the pattern has a length that divides nothing."""
+
+    pattern = bytes(range(251))
+
+    def data_received(self, data: bytes) -> Any:
+        self.write_buffer += self.pattern * (int(data) // len(self.pattern))
+
+
+class Letters(Flood):
+    """The same with a `write_ready` of its own."""
+
+    def write_ready(self) -> Any:
+        if not self.write_buffer:
+            return "read_pending"
+        written = self.write(memoryview(self.write_buffer)[:1_000_000].tobytes())
+        del self.write_buffer[:written]
+        return "continue" if self.write_buffer else "read_pending"
+
+
+class Direct(Counted):
+    """Hands 200 MB to the kernel at once, in every way, and tells how much it took."""
+
+    def data_received(self, data: bytes) -> Any:
+        kind = {b"bytes": bytes, b"bytearray": bytearray}.get(data)
+        big = bytes(200_000_000)
+        taken = self.write(memoryview(big) if kind is None else kind(big))
+        self.client_info["taken"] = taken
+
+
+class Writers(Counted):
+    """Threads write, resize the buffer and resume as long as the connection lives."""
+
+    running: ClassVar[int] = 0
+
+    def connection_made(self, _fd: int, _client_info: dict[str, Any]) -> Any:
+        for work in (self.write_on, self.fill_on, self.resume_on):
+            Writers.running += 1
+            threading.Thread(target=self.work_on, args=(work,)).start()
+
+    def work_on(self, work: Callable[[], None]) -> None:
+        try:
+            while not self.closed:
+                work()
+        except BrokenPipeError:
+            pass
+        finally:
+            Writers.running -= 1
+
+    def write_on(self) -> None:
+        self.write(b"w" * 1000)
+
+    def fill_on(self) -> None:
+        if len(self.write_buffer) < 100_000:
+            self.write_buffer += b"b" * 1000
+        del self.write_buffer[:10]
+
+    def resume_on(self) -> None:
+        try:
+            reactor.resume(self, "write_pending")
+        except RuntimeError:
+            time.sleep(0.001)
+
+    def write_ready(self) -> Any:
+        try:
+            return super().write_ready()
+        except BufferError:
+            return "continue"
+
+    def data_received(self, data: bytes) -> Any:
+        return data.decode()
+
+
+interrupted = 0
+"""How often `until_interrupted` was interrupted."""
+
+
+def until_interrupted() -> None:
+    """Return when an interrupt comes."""
+    global interrupted
+    try:
+        spin()
+    except erlang.Interrupted:
+        interrupted += 1

@@ -179,13 +179,13 @@ def _recurse_in_c() -> None:
     repr(value)
 
 
-def _raise(error: BaseException) -> NoReturn:
+def throw_it(error: BaseException) -> NoReturn:
     raise error
 
 
 def _raise_chain() -> NoReturn:
     try:
-        _raise(KeyError("first"))
+        throw_it(KeyError("first"))
     except KeyError as error:
         raise ValueError("second") from error
 
@@ -228,32 +228,32 @@ def _odd_syntax_error() -> NoReturn:
 
 
 EXCEPTIONS: dict[str, Callable[[], Any]] = {
-    "ValueError": lambda: _raise(ValueError("bad value")),
+    "ValueError": lambda: throw_it(ValueError("bad value")),
     "SystemExit": lambda: sys.exit(3),
     "SystemExit of a string": lambda: sys.exit("farewell"),
-    "KeyboardInterrupt": lambda: _raise(KeyboardInterrupt()),
-    "GeneratorExit": lambda: _raise(GeneratorExit()),
+    "KeyboardInterrupt": lambda: throw_it(KeyboardInterrupt()),
+    "GeneratorExit": lambda: throw_it(GeneratorExit()),
     "StopIteration": lambda: next(iter(())),
-    "StopAsyncIteration": lambda: _raise(StopAsyncIteration()),
-    "Interrupted": lambda: _raise(erlang.Interrupted()),
+    "StopAsyncIteration": lambda: throw_it(StopAsyncIteration()),
+    "Interrupted": lambda: throw_it(erlang.Interrupted()),
     "RecursionError": _recurse,
     "RecursionError in C": _recurse_in_c,
     "MemoryError": _no_memory,
-    "MemoryError by hand": lambda: _raise(MemoryError()),
-    "BlockingIOError": lambda: _raise(BlockingIOError(11, "raised by hand")),
-    "ConnectionResetError": lambda: _raise(ConnectionResetError(104, "raised by hand")),
-    "ExceptionGroup": lambda: _raise(ExceptionGroup("some", [KeyError(1), OSError(2, "two")])),
-    "BaseExceptionGroup": lambda: _raise(BaseExceptionGroup("all", [SystemExit(1)])),
+    "MemoryError by hand": lambda: throw_it(MemoryError()),
+    "BlockingIOError": lambda: throw_it(BlockingIOError(11, "raised by hand")),
+    "ConnectionResetError": lambda: throw_it(ConnectionResetError(104, "raised by hand")),
+    "ExceptionGroup": lambda: throw_it(ExceptionGroup("some", [KeyError(1), OSError(2, "two")])),
+    "BaseExceptionGroup": lambda: throw_it(BaseExceptionGroup("all", [SystemExit(1)])),
     "ExceptionGroup deep": _raise_deep_group,
-    "Unprintable": lambda: _raise(Unprintable()),
-    "UnprintableAndUgly": lambda: _raise(UnprintableAndUgly()),
-    "StrIsNoStr": lambda: _raise(StrIsNoStr()),
-    "Secretive": lambda: _raise(Secretive("chain")),
-    "Modest": lambda: _raise(Modest("name")),
-    "EndlessNotes": lambda: _raise(EndlessNotes("notes")),
-    "ValueError with surrogates": lambda: _raise(ValueError("\ud800 \udfff")),
-    "ValueError of megabytes": lambda: _raise(ValueError("é" * 5_000_000)),
-    "ValueError with controls": lambda: _raise(ValueError("\0\x1b[2J\r\n~p~n%s{}")),
+    "Unprintable": lambda: throw_it(Unprintable()),
+    "UnprintableAndUgly": lambda: throw_it(UnprintableAndUgly()),
+    "StrIsNoStr": lambda: throw_it(StrIsNoStr()),
+    "Secretive": lambda: throw_it(Secretive("chain")),
+    "Modest": lambda: throw_it(Modest("name")),
+    "EndlessNotes": lambda: throw_it(EndlessNotes("notes")),
+    "ValueError with surrogates": lambda: throw_it(ValueError("\ud800 \udfff")),
+    "ValueError of megabytes": lambda: throw_it(ValueError("é" * 500_000)),
+    "ValueError with controls": lambda: throw_it(ValueError("\0\x1b[2J\r\n~p~n%s{}")),
     "ValueError chained": _raise_chain,
     "ValueError in a circle": _raise_circle,
     "ValueError in a long chain": _raise_long_chain,

@@ -221,6 +221,8 @@ impl Owner {
 /// Where descriptors are handed in. Cheap to clone, usable from any thread.
 pub struct Door<O> {
     arrivals: Sender<Arrival<O>>,
+    /// The worker's end, to take back what came too late for the worker.
+    leftovers: Receiver<Arrival<O>>,
     mailbox: Arc<Mailbox>,
 }
 
@@ -228,17 +230,26 @@ impl<O> Clone for Door<O> {
     fn clone(&self) -> Self {
         Self {
             arrivals: self.arrivals.clone(),
+            leftovers: self.leftovers.clone(),
             mailbox: Arc::clone(&self.mailbox),
         }
     }
 }
 
 impl<O> Door<O> {
-    /// Hands a descriptor in. It is closed when there is no place for it.
+    /// Hands a descriptor in. It is closed when there is no place for it, and when the
+    /// context ends before it takes it in: then `opening` is dropped.
+    ///
+    /// A worker that stops clears the queue, and whoever hands in looks afterwards whether
+    /// it has stopped: with a full fence between the two steps on both sides, nothing is
+    /// left in a queue that nobody reads.
     ///
     /// # Errors
-    /// The context is full or has ended; `opening` comes back.
+    /// The context is full or stops; `opening` comes back.
     pub fn hand_in(&self, descriptor: Arc<Descriptor>, opening: O) -> Result<(), (SendError, O)> {
+        if self.mailbox.is_stopping() {
+            return Err((SendError::Closed, opening));
+        }
         let Some(place) = Place::take(&self.mailbox) else {
             return Err((SendError::Full, opening));
         };
@@ -248,10 +259,15 @@ impl<O> Door<O> {
             place,
         };
         let sent = self.arrivals.try_send(arrival);
+        // Begins with a full fence.
         self.mailbox.wake();
+        if self.mailbox.is_stopping() {
+            clear(&self.leftovers);
+        }
         match sent {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(arrival)) => Err((SendError::Full, arrival.opening)),
+            // Cannot be while this door itself holds a receiver.
             Err(TrySendError::Disconnected(arrival)) => Err((SendError::Closed, arrival.opening)),
         }
     }
@@ -261,6 +277,11 @@ impl<O> Door<O> {
     pub const fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
     }
+}
+
+/// Drops what is in the queue; each descriptor is closed.
+fn clear<T>(queue: &Receiver<T>) {
+    while queue.try_recv().is_ok() {}
 }
 
 /// The worker's end.
@@ -300,6 +321,7 @@ impl<O> Inbox<O> {
             created: Instant::now(),
             turn_began_ms: AtomicU64::new(RESTING),
         });
+        let leftovers = arrivals.clone();
         let inbox = Self {
             arrivals,
             signals,
@@ -308,6 +330,7 @@ impl<O> Inbox<O> {
         Ok((
             Door {
                 arrivals: door,
+                leftovers,
                 mailbox,
             },
             inbox,
@@ -330,5 +353,64 @@ impl<O> Inbox<O> {
 
     pub(crate) fn get_up(&self) {
         self.mailbox.asleep.store(false, Ordering::Relaxed);
+    }
+}
+
+impl<O> Drop for Inbox<O> {
+    fn drop(&mut self) {
+        // Also where the worker failed and was never told to stop.
+        self.mailbox.stopping.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
+        clear(&self.arrivals);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use super::Inbox;
+    use crate::descriptor::Descriptor;
+    use crate::poller::Poller;
+
+    fn served() -> (UnixStream, Arc<Descriptor>) {
+        let (near, far) = UnixStream::pair().expect("a pair of sockets");
+        let descriptor = Descriptor::adopt(far.as_fd()).expect("a socket can be adopted");
+        (near, descriptor)
+    }
+
+    fn is_closed(mut peer: UnixStream) -> bool {
+        peer.read(&mut [0]).expect("an end of the stream") == 0
+    }
+
+    #[test]
+    fn what_waits_at_the_end_is_closed() {
+        let (_poller, waker) = Poller::new().expect("a poller");
+        let (door, inbox) = Inbox::new(waker, 16).expect("an inbox");
+        let (before, descriptor) = served();
+        assert!(door.hand_in(descriptor, ()).is_ok());
+        drop(inbox);
+        assert!(is_closed(before));
+        let (after, descriptor) = served();
+        assert!(door.hand_in(descriptor, ()).is_err());
+        assert!(is_closed(after));
+        assert_eq!(door.mailbox().counters().connections.get(), 0);
+    }
+
+    #[test]
+    fn what_comes_while_it_ends_is_closed() {
+        for _ in 0..200 {
+            let (_poller, waker) = Poller::new().expect("a poller");
+            let (door, inbox) = Inbox::new(waker, 16).expect("an inbox");
+            let (peer, descriptor) = served();
+            std::thread::scope(|scope| {
+                scope.spawn(|| door.hand_in(descriptor, ()));
+                scope.spawn(|| drop(inbox));
+            });
+            assert!(is_closed(peer));
+        }
     }
 }
