@@ -32,7 +32,7 @@ cases() ->
 
 init_per_suite(Config) ->
     Examples = filename:join(told:root(), "examples"),
-    [load_example(Examples, Name) || Name <- [echo, http]],
+    [load_example(Examples, Name) || Name <- [echo, accept_loop, http]],
     [{examples, Examples} | Config].
 
 end_per_suite(_Config) ->
@@ -62,15 +62,28 @@ end_per_testcase(_Case, Config) ->
 %% The examples
 
 the_echo_example_echoes_every_byte(_Config) ->
-    {Server, Port} = serve_example(fun() -> echo:listen(0) end),
+    {Server, Port} = serve_example(echo),
     Clients = [client(Port) || _ <- lists:seq(1, 10)],
     Sizes = [1, 2, 64, 65535, 65536, 65537, 10240, 1],
     [echoes(Client, rand:bytes(Size)) || Size <- Sizes, Client <- Clients],
     [ok = gen_tcp:close(Client) || Client <- Clients],
     stop_example(Server).
 
+the_accept_loop_example_serves_the_echo_written_out_in_python(_Config) ->
+    exec(
+        "import my_protocols, echo\n"
+        "original, my_protocols.MyProtocol = my_protocols.MyProtocol, echo.EchoProtocol"
+    ),
+    {Server, Port} = serve_example(accept_loop),
+    exec("my_protocols.MyProtocol = original"),
+    Client = client(Port),
+    [echoes(Client, rand:bytes(Size)) || Size <- [1, 2, 64, 65536, 65537, 3_000_000]],
+    ok = gen_tcp:shutdown(Client, write),
+    ?assertEqual(<<>>, await_closed(Client)),
+    stop_example(Server).
+
 the_echo_example_echoes_more_than_the_kernel_buffers(_Config) ->
-    {Server, Port} = serve_example(fun() -> echo:listen(0) end),
+    {Server, Port} = serve_example(echo),
     Client = client(Port),
     Data = rand:bytes(20_000_000),
     Sender = spawn_link(fun() ->
@@ -84,14 +97,18 @@ the_echo_example_echoes_more_than_the_kernel_buffers(_Config) ->
     stop_example(Server).
 
 the_echo_example_ends_when_its_client_does(_Config) ->
-    {Server, Port} = serve_example(fun() -> echo:listen(0) end),
+    {Server, Port} = serve_example(echo),
     Client = client(Port),
     echoes(Client, <<"last words">>),
     ok = gen_tcp:shutdown(Client, write),
     ?assertEqual(<<>>, await_closed(Client)),
     stop_example(Server).
 
-the_echo_example_has_the_client_info_that_is_documented(_Config) ->
+the_examples_have_the_client_info_that_is_documented(_Config) ->
+    Wanted = "{'addr': '127.0.0.1', 'port': port, 'type': 'tcp'}",
+    [has_client_info(Program, Wanted) || Program <- [echo, accept_loop]].
+
+has_client_info(Program, Wanted) ->
     exec(
         "import my_protocols\n"
         "class MyProtocol(my_protocols.MyProtocol):\n"
@@ -100,13 +117,12 @@ the_echo_example_has_the_client_info_that_is_documented(_Config) ->
         "        tell('info', client_info, repr(client_info), type(client_info).__name__)\n"
         "original, my_protocols.MyProtocol = my_protocols.MyProtocol, MyProtocol"
     ),
-    {Server, Port} = serve_example(fun() -> echo:listen(0) end),
+    {Server, Port} = serve_example(Program),
     exec("my_protocols.MyProtocol = original"),
     Client = client(Port),
     {ok, ClientPort} = inet:port(Client),
     Info = #{<<"addr">> => <<"127.0.0.1">>, <<"port">> => ClientPort, <<"type">> => <<"tcp">>},
     {Info, Repr, <<"dict">>} = next(<<"info">>),
-    Wanted = "{'addr': '127.0.0.1', 'port': port, 'type': 'tcp'}",
     ?assert(eval(["eval(text) == ", Wanted], #{text => Repr, port => ClientPort})),
     ok = gen_tcp:close(Client),
     stop_example(Server).
@@ -143,13 +159,13 @@ the_http_example_serves_ab(_Config) ->
     stop_example(Server).
 
 %% Runs an example's own accept loop on a port of its own.
-serve_example(Listen) ->
+serve_example(Program) ->
     Case = self(),
     Server = spawn(fun() ->
-        Listener = Listen(),
+        Listener = Program:listen(0),
         {ok, Port} = inet:port(Listener),
         Case ! {self(), Port},
-        echo:accept_loop(Listener)
+        Program:accept_loop(Listener)
     end),
     receive
         {Server, Port} -> {Server, Port}
