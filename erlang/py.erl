@@ -14,7 +14,7 @@
 
 -export_type([name/0, value/0, failure/0, reason/0]).
 
--type name() :: atom() | binary().
+-type name() :: atom() | binary() | string().
 %% A module or a function; a function may have a dotted name.
 
 -type value() :: term().
@@ -129,4 +129,5 @@ text(Chars) ->
 
 name(Name) when is_atom(Name) -> atom_to_binary(Name);
 name(Name) when is_binary(Name) -> Name;
+name([_ | _] = Name) -> text(Name);
 name(_) -> error(badarg).

@@ -14,7 +14,8 @@
 -include_lib("kernel/include/logger.hrl").
 
 %% API
--export([start_link/1, stop/1, handoff/2, handoff/3, stats/1, interrupt/1]).
+-export([start_link/1, child_spec/1, stop/1]).
+-export([handoff/2, handoff/3, stats/1, interrupt/1]).
 
 %% gen_server callbacks
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
@@ -27,10 +28,12 @@
 -type options() :: #{
     name => atom(),
     max_connections => pos_integer(),
-    linger_ms => non_neg_integer()
+    linger_ms => non_neg_integer(),
+    pool_index => pos_integer()
 }.
 %% `name': registers the process. `max_connections' and `linger_ms': see the settings of the
-%% application, which are the defaults.
+%% application, which are the defaults. `pool_index': its place in the default pool, whose own
+%% contexts alone have one.
 
 -type descriptor() :: non_neg_integer() | gen_tcp:socket() | gen_udp:socket() | socket:socket().
 
@@ -64,12 +67,21 @@
 %% before it is left behind.
 -define(STOP_TIMEOUT_MS, 2000).
 
+%% Longer than a context takes to leave a worker behind.
+-define(SHUTDOWN_MS, 10000).
+
 %% The most that one connection's info may take, in the external term format.
 -define(MAX_INFO_BYTES, 65536).
 
 %% @doc Starts a context that belongs to the calling process.
 -spec start_link(options()) -> {ok, pid()} | {error, term()}.
 start_link(Options) when is_map(Options) ->
+    case whereis(py_reactor_pool) of
+        undefined -> {error, not_running};
+        _ -> start_known(Options)
+    end.
+
+start_known(Options) ->
     case maps:keys(maps:without([name, max_connections, linger_ms, pool_index], Options)) of
         [] -> start_complete(complete(Options));
         [Key | _] -> {error, {bad_option, Key}}
@@ -97,10 +109,23 @@ complete(Options) ->
             Error
     end.
 
+%% @doc A context under a supervisor; its `name', or this module's, is the child's id.
+-spec child_spec(options()) -> supervisor:child_spec().
+child_spec(Options) ->
+    #{
+        id => maps:get(name, Options, ?MODULE),
+        start => {?MODULE, start_link, [Options]},
+        shutdown => ?SHUTDOWN_MS
+    }.
+
 %% @doc Closes all connections of a context, each with its `connection_lost', and ends it.
--spec stop(context()) -> ok.
+-spec stop(context()) -> ok | {error, no_context}.
 stop(Context) ->
-    gen_server:stop(Context).
+    try
+        gen_server:stop(Context)
+    catch
+        exit:noproc -> {error, no_context}
+    end.
 
 %% @doc Hands a descriptor to a context of the default pool.
 %% @equiv handoff(Context, Descriptor, Info)

@@ -9,9 +9,6 @@
 %% supervisor callbacks
 -export([init/1]).
 
-%% Longer than a context takes to give up on a callback that does not return.
--define(SHUTDOWN_MS, 10000).
-
 -spec start_link(Size :: pos_integer()) -> supervisor:startlink_ret().
 start_link(Size) ->
     supervisor:start_link({local, ?MODULE}, ?MODULE, Size).
@@ -20,11 +17,7 @@ start_link(Size) ->
 -spec init(pos_integer()) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init(Size) ->
     Context = fun(Index) ->
-        #{
-            id => Index,
-            start => {py_reactor_context, start_link, [#{pool_index => Index}]},
-            shutdown => ?SHUTDOWN_MS
-        }
+        (py_reactor_context:child_spec(#{pool_index => Index}))#{id := Index}
     end,
     %% A context that is killed now and then must not take the others along.
     Flags = #{strategy => one_for_one, intensity => 10 * Size, period => 1},

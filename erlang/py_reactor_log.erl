@@ -62,10 +62,20 @@ format(#{python := Text}) ->
 %%--------------------------------------------------------------------------------------------------
 
 -spec log(level(), binary(), metadata()) -> ok.
-log(Level, Text, Metadata) ->
-    Report = maps:merge(Metadata, #{python => Text}),
-    %% No domain of our own: the default handler would filter it out.
-    logger:log(Level, Report, #{report_cb => fun ?MODULE:format/1}).
+log(Level, Text, Native) ->
+    Metadata = maps:map(fun metadata/2, Native),
+    %% In the metadata too, for filters and templates, but for the traceback, which is text. No domain
+    %% of our own: the default handler would filter it out.
+    logger:log(
+        Level,
+        Metadata#{python => Text},
+        (maps:remove(traceback, Metadata))#{report_cb => fun ?MODULE:format/1}
+    ).
+
+%% The types that OTP's own metadata has for these keys.
+metadata(file, File) -> unicode:characters_to_list(File);
+metadata(Key, Number) when Key =:= line; Key =:= fd -> binary_to_integer(Number);
+metadata(_Key, Value) -> Value.
 
 report_dropped(0) ->
     ok;

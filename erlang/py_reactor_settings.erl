@@ -23,7 +23,7 @@ table() ->
         %% first; if neither is set, $VIRTUAL_ENV/bin/python, then the program of the build.
         {python, undefined, fun is_program/1, "a path as string or binary"},
         %% More folders for sys.path, after the one of the package `erlang'.
-        {python_path, [], fun is_path_list/1, "a list of folders"},
+        {python_path, [], fun is_folder_list/1, "a list of folders that exist"},
         %% Contexts of the default pool: each is a thread that serves connections. They share
         %% one GIL, so more of them serve no faster; they keep a callback that takes long from
         %% holding up all connections.
@@ -70,8 +70,9 @@ defaults() ->
 is_program(undefined) -> true;
 is_program(Path) -> is_path(Path).
 
-is_path_list(Paths) ->
-    is_list(Paths) andalso lists:all(fun is_path/1, Paths).
+is_folder_list(Paths) ->
+    is_list(Paths) andalso
+        lists:all(fun(Path) -> is_path(Path) andalso filelib:is_dir(Path) end, Paths).
 
 is_path(Path) when is_binary(Path) -> Path =/= <<>>;
 is_path([_ | _] = Path) -> io_lib:char_list(Path);

@@ -13,12 +13,14 @@ listen(Port) ->
         from my_protocols import MyProtocol
         reactor.set_protocol_factory(MyProtocol)
     ">>),
-    {ok, ListenSock} = gen_tcp:listen(Port, [binary, {active, false}, {reuseaddr, true}]),
+    Options = [binary, {active, false}, {reuseaddr, true}, {backlog, 1024}],
+    {ok, ListenSock} = gen_tcp:listen(Port, Options),
     ListenSock.
 
 accept_loop(ListenSock) ->
     {ok, ClientSock} = gen_tcp:accept(ListenSock),
-    {ok, {Addr, Port}} = inet:peername(ClientSock),
-    {ok, Fd} = inet:getfd(ClientSock),
-    py_reactor_context:handoff(Fd, #{addr => inet:ntoa(Addr), port => Port, type => tcp}),
+    case py_reactor_context:handoff(ClientSock, #{}) of
+        ok -> ok;
+        {error, Reason} -> logger:warning("not served: ~tp", [Reason])
+    end,
     accept_loop(ListenSock).

@@ -11,15 +11,18 @@ defmodule Echo do
       reactor.set_protocol_factory(MyProtocol)
       """)
 
-    {:ok, listener} = :gen_tcp.listen(port, [:binary, active: false, reuseaddr: true])
+    {:ok, listener} = :gen_tcp.listen(port, [:binary, active: false, reuseaddr: true, backlog: 1024])
     listener
   end
 
   def accept_loop(listener) do
     {:ok, client} = :gen_tcp.accept(listener)
-    {:ok, {addr, port}} = :inet.peername(client)
-    {:ok, fd} = :inet.getfd(client)
-    :py_reactor_context.handoff(fd, %{addr: :inet.ntoa(addr), port: port, type: :tcp})
+
+    case :py_reactor_context.handoff(client, %{}) do
+      :ok -> :ok
+      {:error, reason} -> IO.warn("not served: #{inspect(reason)}")
+    end
+
     accept_loop(listener)
   end
 end

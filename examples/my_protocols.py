@@ -1,7 +1,9 @@
-"""The protocol that echo.erl and echo.exs serve."""
+"""The protocol that echo.erl and echo.exs serve: every byte comes back."""
 
-from __future__ import annotations
+import erlang.reactor as reactor
 
-from echo import EchoProtocol as MyProtocol
 
-__all__ = ["MyProtocol"]
+class MyProtocol(reactor.Protocol):
+    def data_received(self, data: bytes) -> reactor.Action:
+        self.write_buffer.extend(data)
+        return "write_pending"

@@ -12,7 +12,7 @@ main([Port, ReadyFile | Rest]) ->
     ok = file:set_cwd("examples"),
     ListenSock = listen(list_to_integer(Port)),
     {ok, ActualPort} = inet:port(ListenSock),
-    io:format("~s~nserving examples/echo.py on 127.0.0.1:~b (Erlang accepts, Python answers)~n", [versions(), ActualPort]),
+    io:format("~s~nserving examples/my_protocols.py on 127.0.0.1:~b (Erlang accepts, Python answers)~n", [versions(), ActualPort]),
     ok = file:write_file(ReadyFile, integer_to_list(ActualPort)),
     _ = process_flag(trap_exit, true),
     serve(ListenSock, spawn_acceptor(ListenSock), Rest =:= ["status"]).

@@ -915,6 +915,7 @@ bad_settings_are_named(_Config) ->
             {python, 7},
             {python, ""},
             {python_path, "/tmp"},
+            {python_path, ["/no/such/folder"]},
             {contexts, 0},
             {max_connections, many},
             {linger_ms, -1},

@@ -10,7 +10,7 @@
 
 -compile([export_all, nowarn_export_all, nowarn_missing_spec]).
 
--import(reactor_case, [await_closed/1, echoes/2, reset/1, wait_until/2]).
+-import(reactor_case, [await_closed/1, await_logged/1, echoes/2, reset/1, wait_until/2]).
 -import(told, [protocol/1, exec/1, eval/1, eval/2, connected/1, next/0, next/1, nothing/0]).
 
 -define(PATIENCE_MS, 20000).
@@ -32,7 +32,7 @@ cases() ->
 
 init_per_suite(Config) ->
     Examples = filename:join(told:root(), "examples"),
-    [load_example(Examples, Name) || Name <- [echo, http]],
+    [load_example(Examples, Name) || Name <- [echo, accept_loop, http]],
     [{examples, Examples} | Config].
 
 end_per_suite(_Config) ->
@@ -62,15 +62,28 @@ end_per_testcase(_Case, Config) ->
 %% The examples
 
 the_echo_example_echoes_every_byte(_Config) ->
-    {Server, Port} = serve_example(fun() -> echo:listen(0) end),
+    {Server, Port} = serve_example(echo),
     Clients = [client(Port) || _ <- lists:seq(1, 10)],
     Sizes = [1, 2, 64, 65535, 65536, 65537, 10240, 1],
     [echoes(Client, rand:bytes(Size)) || Size <- Sizes, Client <- Clients],
     [ok = gen_tcp:close(Client) || Client <- Clients],
     stop_example(Server).
 
+the_accept_loop_example_serves_the_echo_written_out_in_python(_Config) ->
+    exec(
+        "import my_protocols, echo\n"
+        "original, my_protocols.MyProtocol = my_protocols.MyProtocol, echo.EchoProtocol"
+    ),
+    {Server, Port} = serve_example(accept_loop),
+    exec("my_protocols.MyProtocol = original"),
+    Client = client(Port),
+    [echoes(Client, rand:bytes(Size)) || Size <- [1, 2, 64, 65536, 65537, 3_000_000]],
+    ok = gen_tcp:shutdown(Client, write),
+    ?assertEqual(<<>>, await_closed(Client)),
+    stop_example(Server).
+
 the_echo_example_echoes_more_than_the_kernel_buffers(_Config) ->
-    {Server, Port} = serve_example(fun() -> echo:listen(0) end),
+    {Server, Port} = serve_example(echo),
     Client = client(Port),
     Data = rand:bytes(20_000_000),
     Sender = spawn_link(fun() ->
@@ -84,14 +97,18 @@ the_echo_example_echoes_more_than_the_kernel_buffers(_Config) ->
     stop_example(Server).
 
 the_echo_example_ends_when_its_client_does(_Config) ->
-    {Server, Port} = serve_example(fun() -> echo:listen(0) end),
+    {Server, Port} = serve_example(echo),
     Client = client(Port),
     echoes(Client, <<"last words">>),
     ok = gen_tcp:shutdown(Client, write),
     ?assertEqual(<<>>, await_closed(Client)),
     stop_example(Server).
 
-the_echo_example_has_the_client_info_that_is_documented(_Config) ->
+the_examples_have_the_client_info_that_is_documented(_Config) ->
+    Wanted = "{'addr': '127.0.0.1', 'port': port, 'type': 'tcp'}",
+    [has_client_info(Program, Wanted) || Program <- [echo, accept_loop]].
+
+has_client_info(Program, Wanted) ->
     exec(
         "import my_protocols\n"
         "class MyProtocol(my_protocols.MyProtocol):\n"
@@ -100,13 +117,12 @@ the_echo_example_has_the_client_info_that_is_documented(_Config) ->
         "        tell('info', client_info, repr(client_info), type(client_info).__name__)\n"
         "original, my_protocols.MyProtocol = my_protocols.MyProtocol, MyProtocol"
     ),
-    {Server, Port} = serve_example(fun() -> echo:listen(0) end),
+    {Server, Port} = serve_example(Program),
     exec("my_protocols.MyProtocol = original"),
     Client = client(Port),
     {ok, ClientPort} = inet:port(Client),
     Info = #{<<"addr">> => <<"127.0.0.1">>, <<"port">> => ClientPort, <<"type">> => <<"tcp">>},
     {Info, Repr, <<"dict">>} = next(<<"info">>),
-    Wanted = "{'addr': '127.0.0.1', 'port': port, 'type': 'tcp'}",
     ?assert(eval(["eval(text) == ", Wanted], #{text => Repr, port => ClientPort})),
     ok = gen_tcp:close(Client),
     stop_example(Server).
@@ -143,13 +159,13 @@ the_http_example_serves_ab(_Config) ->
     stop_example(Server).
 
 %% Runs an example's own accept loop on a port of its own.
-serve_example(Listen) ->
+serve_example(Program) ->
     Case = self(),
     Server = spawn(fun() ->
-        Listener = Listen(),
+        Listener = Program:listen(0),
         {ok, Port} = inet:port(Listener),
         Case ! {self(), Port},
-        echo:accept_loop(Listener)
+        Program:accept_loop(Listener)
     end),
     receive
         {Server, Port} -> {Server, Port}
@@ -1186,3 +1202,89 @@ read_is_empty_only_at_the_end(Config) ->
     {<<>>} = next(<<"read">>),
     ?assertEqual(<<>>, await_closed(Client)),
     {<<"eof">>} = next(<<"lost">>).
+
+%%--------------------------------------------------------------------------------------------------
+%% What protocols say
+
+logging_in_callbacks_reaches_the_logger(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    import logging\n"
+        "    level = data.decode()\n"
+        "    getattr(logging.getLogger('kinds.' + level), level)('a %s line', level)\n"
+        "    tell('logged')\n"
+    ),
+    Client = connected(Config),
+    [
+        begin
+            ok = gen_tcp:send(Client, atom_to_binary(Level)),
+            {<<"logged">>} = next(),
+            Line = await_logged(#{
+                level => Level,
+                python => iolist_to_binary(io_lib:format("a ~s line", [Level])),
+                logger => iolist_to_binary(["kinds.", atom_to_binary(Level)])
+            }),
+            ?assertMatch(#{file := _, line := _}, Line)
+        end
+        %% What is below `notice' OTP itself does not let through unless told to.
+     || Level <- [warning, error, critical]
+    ],
+    end_of(Client).
+
+warnings_in_callbacks_reach_the_logger(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    import warnings\n"
+        "    warnings.warn('mind the gap')\n"
+    ),
+    Client = connected(Config),
+    ok = gen_tcp:send(Client, "x"),
+    #{python := Text} = await_logged(#{level => warning, logger => <<"py.warnings">>}),
+    ?assertMatch({match, _}, re:run(Text, "mind the gap")),
+    end_of(Client).
+
+an_exception_is_logged_with_class_peer_and_traceback(Config) ->
+    protocol("def data_received(self, data):\n    raise LookupError('nothing here')\n"),
+    Client = connected(Config),
+    {ok, Port} = inet:port(Client),
+    ok = gen_tcp:send(Client, "x"),
+    ?assertEqual(<<>>, await_closed(Client)),
+    {<<"exception">>} = next(<<"lost">>),
+    #{traceback := Traceback} = await_logged(#{
+        level => error,
+        callback => <<"data_received">>,
+        protocol => <<"__main__.P">>,
+        peer => iolist_to_binary(io_lib:format("127.0.0.1:~b", [Port]))
+    }),
+    ?assertMatch({match, _}, re:run(Traceback, "raise LookupError\\('nothing here'\\)|LookupError: nothing here")).
+
+print_in_callbacks_goes_to_standard_output(_Config) ->
+    Program =
+        "{ok, _} = application:ensure_all_started(py_reactor),"
+        "ok = py:exec(\"import erlang.reactor as reactor\\n"
+        "class P(reactor.Protocol):\\n"
+        "    def data_received(self, data):\\n"
+        "        print('printed', data.decode())\\n"
+        "        return 'close'\\n"
+        "reactor.set_protocol_factory(P)\"),"
+        "{ok, L} = gen_tcp:listen(0, [{active, false}]),"
+        "{ok, Port} = inet:port(L),"
+        "{ok, C} = gen_tcp:connect({127, 0, 0, 1}, Port, [{active, false}]),"
+        "{ok, S} = gen_tcp:accept(L),"
+        "ok = py_reactor_context:handoff(S, #{}),"
+        "ok = gen_tcp:send(C, \"by a callback\"),"
+        "{error, closed} = gen_tcp:recv(C, 0),"
+        "halt().",
+    Erl = filename:join([code:root_dir(), "bin", "erl"]),
+    Port = open_port({spawn_executable, Erl}, [
+        {args, ["-noinput", "-pa", filename:dirname(code:which(py)), "-eval", Program]},
+        exit_status, binary
+    ]),
+    ?assertEqual({0, <<"printed by a callback\n">>}, outcome(Port, <<>>)).
+
+outcome(Port, Output) ->
+    receive
+        {Port, {data, Data}} -> outcome(Port, <<Output/binary, Data/binary>>);
+        {Port, {exit_status, Status}} -> {Status, Output}
+    after ?PATIENCE_MS -> error({no_end, Output})
+    end.

@@ -1,7 +1,7 @@
 #!/usr/bin/env escript
 %% -*- erlang -*-
-%%% Echo with py_reactor: Erlang accepts, a Python protocol serves. The argument names the protocol:
-%%% `letter` (echo_letter.py) or `inherited` (echo_inherited.py). Prints `listening PORT`.
+%%% Echo with py_reactor: Erlang accepts, a Python protocol of examples/ serves. The argument names it:
+%%% `letter` (echo.py) or `inherited` (my_protocols.py). Prints `listening PORT`.
 -mode(compile).
 
 -define(OPTIONS, [
@@ -12,24 +12,26 @@
     {ip, {127, 0, 0, 1}}
 ]).
 
-main([Protocol]) when Protocol =:= "letter"; Protocol =:= "inherited" ->
-    Here = filename:dirname(filename:absname(escript:script_name())),
-    add_code_path(filename:join([Here, "..", "..", "_build", "default", "lib"])),
+main([Protocol]) ->
+    Import = import(Protocol),
+    Root = filename:join([filename:dirname(filename:absname(escript:script_name())), "..", ".."]),
+    add_code_path(filename:join([Root, "_build", "default", "lib"])),
     {ok, _} = application:ensure_all_started(py_reactor),
-    ok = py:add_path(unicode:characters_to_binary(Here)),
-    ok = py:exec(
-        iolist_to_binary([
-            "import erlang.reactor as reactor\n",
-            ["from echo_", Protocol, " import Echo\n"],
-            "reactor.set_protocol_factory(Echo)\n"
-        ])
-    ),
+    ok = py:add_path(filename:join(Root, "examples")),
+    ok = py:exec([Import, "\nimport erlang.reactor as reactor\nreactor.set_protocol_factory(Echo)\n"]),
     {ok, Listener} = gen_tcp:listen(0, ?OPTIONS),
     {ok, Port} = inet:port(Listener),
     settle(),
     io:format("listening ~b~n", [Port]),
     accept(Listener);
 main(_) ->
+    usage().
+
+import("letter") -> "from echo import EchoProtocol as Echo";
+import("inherited") -> "from my_protocols import MyProtocol as Echo";
+import(_) -> usage().
+
+usage() ->
     stop("usage: reactor_echo.escript letter | inherited").
 
 add_code_path(Lib) ->

@@ -56,6 +56,9 @@ impl Context {
     /// `{py_worker, {failed, Text}}`, and at the end `{py_worker, stopped}` or, should the
     /// worker fail, another `{py_worker, {failed, Text}}`.
     pub(crate) fn start(env: Env<'_>, settings: Settings) -> Result<ResourceArc<Self>, String> {
+        if !interpreter::is_running() {
+            return Err("Python is not running: start the application py_reactor".to_owned());
+        }
         let process = env.pid();
         let (groundwork, door) = Groundwork::lay(settings).map_err(|e| e.to_string())?;
         let activity = Arc::new(Activity::default());
@@ -177,10 +180,9 @@ impl Surroundings for Worker {
             peer,
             failure,
         } = report;
-        let text = format!(
-            "{protocol}.{callback}: {}: {}",
-            failure.class, failure.message
-        );
+        let of = if peer.is_empty() { "" } else { " of " };
+        let (class, message) = (&failure.class, &failure.message);
+        let text = format!("{protocol}.{callback}{of}{peer}: {class}: {message}");
         let metadata = vec![
             ("callback", callback.to_owned()),
             ("protocol", protocol),

@@ -61,6 +61,8 @@ _ACTIONS: tuple[Action, ...] = (
     "pause",
 )
 
+_DATAGRAM_KINDS = ("udp", "unix_dgram")
+
 _MAX_READ = 65536
 """The most bytes that one `Protocol.data_received` gets."""
 
@@ -196,12 +198,13 @@ ProtocolFactory: TypeAlias = Callable[[], Protocol]
 class _Registry:
     """What belongs to this interpreter; native code reads and writes it too."""
 
-    __slots__ = ("by_hand", "factory", "protocols")
+    __slots__ = ("by_hand", "datagrams_by_hand", "factory", "protocols")
 
     def __init__(self) -> None:
         self.factory: ProtocolFactory | None = None
         self.protocols: dict[int, Protocol] = {}
         self.by_hand: dict[int, Protocol] = {}
+        self.datagrams_by_hand: set[int] = set()
 
 
 _registry = _Registry()
@@ -279,6 +282,8 @@ def init_connection(fd: int, client_info: dict[str, Any]) -> Protocol:
     if protocol._handle is not None:
         raise TypeError("the protocol factory returned a protocol that has a connection already")
     _registry.by_hand[fd] = protocol
+    if kind in _DATAGRAM_KINDS:
+        _registry.datagrams_by_hand.add(fd)
     try:
         protocol._handle = handle
         protocol.fd = fd
@@ -292,7 +297,7 @@ def init_connection(fd: int, client_info: dict[str, Any]) -> Protocol:
 
 
 def on_read_ready(fd: int) -> Action:
-    """Read once and call the callback that fits.
+    """Read once and call the callback that fits. A datagram is cut to 65,536 bytes.
 
     Returns:
         What the callback asks for; ``continue`` if nothing was there to read.
@@ -305,6 +310,9 @@ def on_read_ready(fd: int) -> Action:
         data = protocol.read(_MAX_READ)
     except BlockingIOError:
         return "continue"
+    if fd in _registry.datagrams_by_hand:
+        protocol.peer = _erlang.connection_peer(protocol._handle)
+        return _action(protocol, protocol.datagram_received(data, protocol.peer))
     if data:
         return _action(protocol, protocol.data_received(data))
     return _action(protocol, protocol.eof_received())
@@ -346,6 +354,7 @@ def _end_by_hand(
     if _registry.by_hand.get(fd) is not protocol:
         return  # It has ended already: `connection_made` itself may close it.
     del _registry.by_hand[fd]
+    _registry.datagrams_by_hand.discard(fd)
     _erlang.connection_close(handle)
     protocol.closed = True
     protocol.close_reason = reason

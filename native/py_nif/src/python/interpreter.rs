@@ -79,6 +79,11 @@ pub(crate) fn start(settings: Settings) -> Result<(), String> {
         .unwrap_or_else(|_| Err("the Python main thread has ended".to_owned()))
 }
 
+/// Whether Python was started, which it stays.
+pub(crate) fn is_running() -> bool {
+    MAIN.get().is_some()
+}
+
 /// Has a small job done on Python's main thread, holding the GIL. Dropped if Python is not running.
 pub(crate) fn on_main_thread(job: Job) {
     if let Some(main) = MAIN.get() {

@@ -44,6 +44,10 @@ pub(crate) fn choose(wanted: Option<&str>) -> Result<Program, String> {
     let in_folder = Path::new(program).join("bin/python");
     let program = if in_folder.is_file() {
         in_folder.display().to_string()
+    } else if Path::new(program).is_dir() {
+        return Err(format!(
+            "{program} is neither a python program nor a virtual environment: it has no bin/python"
+        ));
     } else {
         program.to_owned()
     };
