@@ -314,7 +314,7 @@ def _listening(family: int, kind: int = socket.SOCK_STREAM) -> int:
 
 
 NO_CONNECTIONS: dict[str, tuple[str, Callable[[], int]]] = {
-    "regular file": ("regular", lambda: _keep(tempfile.TemporaryFile())),  # noqa: SIM115
+    "regular file": ("regular", lambda: _keep(tempfile.TemporaryFile())),  # noqa: SIM115  # noqa: SIM115
     "file in proc": ("regular", lambda: _keep(os.open("/proc/self/stat", os.O_RDONLY))),
     "file in memory": ("regular", lambda: _keep(os.memfd_create("memory"))),
     "folder": ("directory", lambda: _keep(os.open("/", os.O_RDONLY))),
