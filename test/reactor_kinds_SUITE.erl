@@ -664,6 +664,50 @@ terminal_that_is_open_for_writing_only_ignores_input(_Config) ->
     {<<"closed">>} = next(<<"lost">>),
     exec("os.close(theirs)\nos.close(slave)").
 
+one_who_makes_a_shared_file_block_holds_up_nobody(_Config) ->
+    protocol("def data_received(self, data):\n    tell('data', data)\n"),
+    [
+        begin
+            exec(["theirs, ours = ", Pair]),
+            {Give, Other} = Ends,
+            Fd = eval(Give),
+            ok = py_reactor_context:handoff(Fd, #{}),
+            {_} = next(<<"made">>),
+            [
+                begin
+                    exec(io_lib:format("os.set_blocking(~b, True)", [Fd])),
+                    exec(["os.write(", Other, ", b'line\\n')"]),
+                    {<<"line\n">>} = next(<<"data">>),
+                    nothing()
+                end
+             || _ <- [1, 2, 3]
+            ],
+            told:exec(["os.close(theirs)\nos.close(ours)"]),
+            {} = next(<<"eof">>),
+            {<<"eof">>} = next(<<"lost">>)
+        end
+     || {Pair, Ends} <- [
+            {"os.openpty()", {"ours", "theirs"}},
+            {"os.pipe()[::-1]", {"ours", "theirs"}}
+        ]
+    ].
+
+one_who_makes_a_full_pipe_block_holds_up_nobody(_Config) ->
+    protocol(
+        "def connection_made(self, fd, client_info):\n"
+        "    os.set_blocking(ours, True)\n"
+        "    self.write_buffer += bytes(1_000_000)\n"
+        "    tell('made', fd)\n"
+    ),
+    exec("theirs, ours = os.pipe()"),
+    ok = py_reactor_context:handoff(eval("ours"), #{}),
+    {_} = next(<<"made">>),
+    exec("os.close(ours)"),
+    nothing(),
+    exec("total = 0\nwhile total < 1_000_000:\n    total += len(os.read(theirs, 65536))"),
+    exec("os.close(theirs)"),
+    {<<"reset">>} = next(<<"lost">>).
+
 %%--------------------------------------------------------------------------------------------------
 %% What is done to the descriptor
 

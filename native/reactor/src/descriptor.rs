@@ -185,10 +185,7 @@ impl Descriptor {
         let own = fd.try_clone_to_owned().map_err(|error| {
             AdoptError::from(Errno::from_raw(error.raw_os_error().unwrap_or(0)))
         })?;
-        let flags = OFlag::from_bits_retain(fcntl(&own, FcntlArg::F_GETFL)?);
-        if !flags.contains(OFlag::O_NONBLOCK) {
-            fcntl(&own, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        }
+        let flags = make_nonblocking(&own)?;
         let reads = flags & OFlag::O_ACCMODE != OFlag::O_WRONLY;
         Ok(Self::register(own, kind, reads, Identity::of(&stat)))
     }
@@ -379,7 +376,10 @@ impl Descriptor {
                 let whole = !message.flags.contains(MsgFlags::MSG_CTRUNC);
                 Ok((message.bytes, whole))
             }
-            Kind::Pipe | Kind::Tty => Ok((nix::unistd::read(self, buffer)?, false)),
+            Kind::Pipe | Kind::Tty => {
+                make_nonblocking(self)?;
+                Ok((nix::unistd::read(self, buffer)?, false))
+            }
             Kind::Tcp | Kind::Udp | Kind::UnixDatagram => {
                 let length = socket::recv(self.number(), buffer, MsgFlags::MSG_DONTWAIT)?;
                 Ok((length, true))
@@ -428,7 +428,10 @@ impl Descriptor {
         } else {
             retry(|| match (&self.fd, self.kind.is_socket()) {
                 (_, true) => socket::send(self.number(), bytes, SEND_FLAGS),
-                (Some(fd), false) => nix::unistd::write(fd, bytes),
+                (Some(fd), false) => {
+                    make_nonblocking(fd)?;
+                    nix::unistd::write(fd, bytes)
+                }
                 (None, false) => Err(Errno::EBADF),
             })
         };
@@ -648,6 +651,17 @@ const fn skip_passing(errno: Errno) -> Errno {
     } else {
         errno
     }
+}
+
+/// Sets O_NONBLOCK where it is missing; returns the flags. It belongs to the open file, not
+/// to our duplicate of the descriptor: who shares a pipe or a terminal with us may clear it,
+/// as shells do. So it is looked at before every call that cannot itself say "do not wait".
+fn make_nonblocking(fd: &impl AsFd) -> nix::Result<OFlag> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    if !flags.contains(OFlag::O_NONBLOCK) {
+        fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    }
+    Ok(flags)
 }
 
 /// Repeats a call that a signal interrupted.
