@@ -136,8 +136,8 @@ pub struct Descriptor {
     room: AtomicU32,
     /// Somebody else closed the number: it is not ours any more.
     gone: AtomicBool,
-    /// The number came back through the registry: it is with the reactor again.
-    returned: AtomicBool,
+    /// Ends the watch that a demultiplexer keeps on the number.
+    watch: Mutex<Option<EndWatch>>,
     /// The errno of the first failure for good, or 0.
     fault: AtomicI32,
     /// Who sent the last datagram, and so receives the answer.
@@ -168,6 +168,9 @@ impl Identity {
         fstat(fd).is_ok_and(|stat| Self::of(&stat) == self)
     }
 }
+
+/// Ends a watch. Called on any thread, once at most.
+type EndWatch = Box<dyn FnOnce() + Send>;
 
 /// Descriptor numbers belong to the process, and so does this list of those in use.
 static LIVE: LazyLock<Mutex<HashMap<RawFd, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
@@ -208,7 +211,7 @@ impl Descriptor {
             identity,
             room: AtomicU32::new(0),
             gone: AtomicBool::new(false),
-            returned: AtomicBool::new(false),
+            watch: Mutex::new(None),
             fault: AtomicI32::new(0),
             sender: Mutex::new(None),
             far_end: OnceLock::new(),
@@ -223,14 +226,32 @@ impl Descriptor {
 
     /// Somebody else closed this number: forget it and tell the engine.
     fn disown(&self) {
-        self.returned.store(true, Ordering::Release);
         self.gone.store(true, Ordering::Release);
+        // First of all: once the new descriptor is with its engine it may be watched, and the
+        // end of the old watch would be that of the new one. And the old engine, once it
+        // knows, finds a stranger's number and keeps its hands off.
+        if let Some(end) = self.take_watch() {
+            end();
+        }
         // Against the one in `owned_by`: either we see the owner here, or its engine
         // sees that the descriptor is gone.
         fence(Ordering::SeqCst);
         if let Some(owner) = self.owner.get() {
             owner.descriptor_gone();
         }
+    }
+
+    /// Records that the number is watched by somebody who keeps it by its number. `end` is
+    /// called as soon as the number proves to be another descriptor's.
+    pub fn is_watched(&self, end: EndWatch) {
+        *self.watch.lock() = Some(end);
+    }
+
+    /// Takes back what [`is_watched`](Self::is_watched) recorded. `None` if that was called,
+    /// or is being called.
+    #[must_use]
+    pub fn take_watch(&self) -> Option<EndWatch> {
+        self.watch.lock().take()
     }
 
     /// Records which connection this is, so that other threads can reach it.
@@ -547,7 +568,6 @@ impl Descriptor {
             return false;
         };
         Identity::of(&stat) != self.identity
-            && !self.returned.load(Ordering::Acquire)
             && !matches!(
                 kind_of(fd.as_fd(), &stat),
                 Err(AdoptError::Unsupported(

@@ -94,15 +94,29 @@ impl Seat {
         Ok(Self(object))
     }
 
+    /// Takes the descriptor out of the resource, which the BEAM may keep for longer.
+    fn let_go(&self) {
+        let descriptor = self.parked().descriptor.lock().take();
+        drop(descriptor);
+    }
+
     fn parked(&self) -> &Parked {
         // SAFETY: `new` wrote a `Parked`, and our reference keeps the resource alive.
         unsafe { &*self.0.cast::<Parked>() }
     }
 }
 
+impl Clone for Seat {
+    fn clone(&self) -> Self {
+        // SAFETY: our own reference keeps the resource alive while another one is taken.
+        unsafe { enif_keep_resource(self.0) };
+        Self(self.0)
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
-        // SAFETY: gives back the reference that `new` or `seat_of` took.
+        // SAFETY: gives back the reference that `new`, `clone` or `seat_of` took.
         unsafe { enif_release_resource(self.0) };
     }
 }
@@ -141,6 +155,7 @@ pub(crate) fn report_ready(connection: Term<'_>, interest: Interest) -> bool {
 }
 
 /// Parks the connections of one context; its process gets the messages.
+#[derive(Clone, Copy)]
 pub(crate) struct BeamDemultiplexer {
     process: LocalPid,
     undefined: rustler::Atom,
@@ -169,6 +184,14 @@ impl BeamDemultiplexer {
         }
         Ok(())
     }
+
+    /// Ends the selection.
+    fn stop(&self, number: RawFd, seat: &Seat) {
+        if self.select(number, ERL_NIF_SELECT_STOP, seat).is_err() {
+            // The BEAM does not know the number, or not as ours.
+            seat.let_go();
+        }
+    }
 }
 
 impl Demultiplexer for BeamDemultiplexer {
@@ -180,11 +203,15 @@ impl Demultiplexer for BeamDemultiplexer {
         descriptor: &Arc<Descriptor>,
         mailbox: &Arc<Mailbox>,
     ) -> io::Result<Seat> {
-        Seat::new(Parked {
+        let seat = Seat::new(Parked {
             key,
             mailbox: Arc::clone(mailbox),
             descriptor: Mutex::new(Some(Arc::clone(descriptor))),
-        })
+        })?;
+        let (demultiplexer, number, same) = (*self, descriptor.number(), seat.clone());
+        // Descriptor and seat refer to each other until one of them takes this back.
+        descriptor.is_watched(Box::new(move || demultiplexer.stop(number, &same)));
+        Ok(seat)
     }
 
     fn arm(&mut self, seat: &Seat, interest: Interest) -> io::Result<()> {
@@ -204,17 +231,11 @@ impl Demultiplexer for BeamDemultiplexer {
         let Some(descriptor) = descriptor_of(&seat) else {
             return;
         };
-        // STOP would take the number away from whoever watches it now, a port for instance.
-        // What the BEAM still keeps of us goes when somebody selects the number.
-        let stopped = !descriptor.is_strangers()
-            && self
-                .select(descriptor.number(), ERL_NIF_SELECT_STOP, &seat)
-                .is_ok();
-        // STOP fails only for a descriptor that the BEAM does not know, or not as ours. Should
-        // the BEAM still refer to the seat, that holds no descriptor.
-        if !stopped {
-            let kept = seat.parked().descriptor.lock().take();
-            drop(kept);
+        match descriptor.take_watch() {
+            // STOP would take the number away from whoever watches it now, a port for
+            // instance. What the BEAM still keeps of us goes when the number is selected.
+            Some(end) if !descriptor.is_strangers() => end(),
+            Some(_) | None => seat.let_go(),
         }
     }
 }
