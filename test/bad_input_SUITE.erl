@@ -74,6 +74,7 @@ cases() ->
         descriptor_closed_while_parked_ends_when_its_number_returns,
         descriptor_closed_by_another_thread_ends_its_connection,
         number_of_a_closed_descriptor_serves_the_next_connection,
+        number_of_a_closed_descriptor_may_go_to_another_context,
         file_with_the_number_of_a_closed_descriptor_is_left_alone,
         port_with_the_number_of_a_closed_descriptor_is_left_alone,
         descriptor_that_is_replaced_is_left_alone,
@@ -649,6 +650,32 @@ number_of_a_closed_descriptor_serves_the_next_connection(Config) ->
     ),
     ok = all_is_well(Next),
     await_ledger(2).
+
+%% The old context cannot even hear of it while a callback holds it up.
+number_of_a_closed_descriptor_may_go_to_another_context(Config) ->
+    Listener = ?config(listener, Config),
+    {ok, Context} = py_reactor_context:start_link(#{}),
+    exec("bad_protocols.stubborn = True"),
+    use("bad_protocols.Stubborn"),
+    Holder = open(Listener, #{}, Context),
+    use("bad_protocols.Puppet"),
+    Spare = {connect(Listener), accept(Listener)},
+    Client = open(Listener, #{}, Context),
+    wait_until("it is parked", fun() -> map_get(parked, py_reactor_context:stats(Context)) =:= 2 end),
+    ok = gen_tcp:send(Holder, <<"data">>),
+    wait_until("a callback holds the context up", fun() -> is_held_up(Context) end),
+    Number = eval("bad_protocols.Puppet.made[-1].fd"),
+    exec(["__import__('os').close(", integer_to_list(Number), ")"]),
+    <<>> = await_closed(Client),
+    Next = serve_at(Number, Spare),
+    await_parked(1),
+    ?assertMatch(#{<<"lost_once">> := 0}, reactor_case:ledger()),
+    exec("bad_protocols.stubborn = False"),
+    wait_until("the old one is lost", fun reactor_case:loss_reasons/0, [<<"descriptor_gone">>]),
+    ok = all_is_well(Next),
+    ok = py_reactor_context:stop(Context),
+    <<>> = await_closed(Holder),
+    await_ledger(3).
 
 %% Hands a connection over that gets this number, the lowest that is free. Returns its client.
 serve_at(Number, {Client, Socket}) ->
