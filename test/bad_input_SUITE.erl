@@ -74,6 +74,7 @@ cases() ->
         descriptor_closed_by_another_thread_ends_its_connection,
         number_of_a_closed_descriptor_serves_the_next_connection,
         file_with_the_number_of_a_closed_descriptor_is_left_alone,
+        port_with_the_number_of_a_closed_descriptor_is_left_alone,
         descriptor_that_is_replaced_is_left_alone,
         blocking_mode_set_by_a_callback_blocks_nobody,
         %% Handing over
@@ -680,6 +681,37 @@ file_with_the_number_of_a_closed_descriptor_is_left_alone(Config) ->
         end
      || {Made, End} <- lists:zip(lists:seq(1, length(Ends)), Ends)
     ].
+
+port_with_the_number_of_a_closed_descriptor_is_left_alone(Config) ->
+    Listener = ?config(listener, Config),
+    use("bad_protocols.Puppet"),
+    Client = open(Listener),
+    await_parked(1),
+    Number = eval("bad_protocols.puppet(0).fd"),
+    {ok, none} = py:call(bad_protocols, fill_below, [Number]),
+    exec(["__import__('os').close(", integer_to_list(Number), ")"]),
+    Port = connect(Listener),
+    {ok, none} = py:call(bad_protocols, close_no_connection, []),
+    ?assertEqual({ok, Number}, inet:getfd(Port)),
+    Socket = accept(Listener),
+    <<>> = await_closed(Client),
+    Self = self(),
+    Reader = spawn_link(fun() -> Self ! {self(), gen_tcp:recv(Port, 4, 10000)} end),
+    %% That a port selects a number that the VM still watches for us is reported, and rightly.
+    _ = await_stolen(),
+    reactor_case:forget_log(),
+    exec("bad_protocols.abort_puppets()"),
+    await_ledger(1),
+    ok = gen_tcp:send(Socket, <<"data">>),
+    receive
+        {Reader, Answer} -> ?assertEqual({ok, <<"data">>}, Answer)
+    end,
+    [ok = gen_tcp:close(P) || P <- [Port, Socket]].
+
+await_stolen() ->
+    wait_until("the port selects the number", fun() ->
+        [] =/= logged(fun(#{text := Text}) -> string:find(Text, "stealing control") =/= nomatch end)
+    end).
 
 descriptor_that_is_replaced_is_left_alone(Config) ->
     use("bad_protocols.Puppet"),

@@ -136,6 +136,8 @@ pub struct Descriptor {
     room: AtomicU32,
     /// Somebody else closed the number: it is not ours any more.
     gone: AtomicBool,
+    /// The number came back through the registry: it is with the reactor again.
+    returned: AtomicBool,
     /// The errno of the first failure for good, or 0.
     fault: AtomicI32,
     /// Who sent the last datagram, and so receives the answer.
@@ -206,6 +208,7 @@ impl Descriptor {
             identity,
             room: AtomicU32::new(0),
             gone: AtomicBool::new(false),
+            returned: AtomicBool::new(false),
             fault: AtomicI32::new(0),
             sender: Mutex::new(None),
             far_end: OnceLock::new(),
@@ -220,6 +223,7 @@ impl Descriptor {
 
     /// Somebody else closed this number: forget it and tell the engine.
     fn disown(&self) {
+        self.returned.store(true, Ordering::Release);
         self.gone.store(true, Ordering::Release);
         // Against the one in `owned_by`: either we see the owner here, or its engine
         // sees that the descriptor is gone.
@@ -530,6 +534,26 @@ impl Descriptor {
     /// Whether the number still names what was adopted, as far as can be seen.
     pub(crate) fn is_still_ours(&self) -> bool {
         !self.is_gone() && self.fd.as_ref().is_some_and(|fd| self.identity.is_of(fd))
+    }
+
+    /// Whether the number names something of somebody else that can be watched, and may be
+    /// watched by now: then nobody is to be told to stop watching the number.
+    #[must_use]
+    pub fn is_strangers(&self) -> bool {
+        let Some(fd) = self.fd.as_ref() else {
+            return false;
+        };
+        let Ok(stat) = fstat(fd) else {
+            return false;
+        };
+        Identity::of(&stat) != self.identity
+            && !self.returned.load(Ordering::Acquire)
+            && !matches!(
+                kind_of(fd.as_fd(), &stat),
+                Err(AdoptError::Unsupported(
+                    "regular" | "directory" | "block_device" | "character_device"
+                ))
+            )
     }
 
     fn check(&self) -> nix::Result<()> {

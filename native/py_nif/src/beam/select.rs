@@ -188,7 +188,7 @@ impl Demultiplexer for BeamDemultiplexer {
     }
 
     fn arm(&mut self, seat: &Seat, interest: Interest) -> io::Result<()> {
-        let number = number_of(seat)?;
+        let number = descriptor_of(seat).ok_or(io::ErrorKind::NotFound)?.number();
         let mode = match interest {
             Interest::Read => ERL_NIF_SELECT_READ,
             Interest::Write => ERL_NIF_SELECT_WRITE,
@@ -201,22 +201,26 @@ impl Demultiplexer for BeamDemultiplexer {
     }
 
     fn retire(&mut self, seat: Seat) {
-        // The only failure is a descriptor that the BEAM does not know, or not as ours: nothing
-        // is selected any more. Should it still refer to the seat, that holds no descriptor.
-        if let Ok(number) = number_of(&seat)
-            && self.select(number, ERL_NIF_SELECT_STOP, &seat).is_err()
-        {
-            let descriptor = seat.parked().descriptor.lock().take();
-            drop(descriptor);
+        let Some(descriptor) = descriptor_of(&seat) else {
+            return;
+        };
+        // STOP would take the number away from whoever watches it now, a port for instance.
+        // What the BEAM still keeps of us goes when somebody selects the number.
+        let stopped = !descriptor.is_strangers()
+            && self
+                .select(descriptor.number(), ERL_NIF_SELECT_STOP, &seat)
+                .is_ok();
+        // STOP fails only for a descriptor that the BEAM does not know, or not as ours. Should
+        // the BEAM still refer to the seat, that holds no descriptor.
+        if !stopped {
+            let kept = seat.parked().descriptor.lock().take();
+            drop(kept);
         }
     }
 }
 
-fn number_of(seat: &Seat) -> io::Result<RawFd> {
-    match &*seat.parked().descriptor.lock() {
-        Some(descriptor) => Ok(descriptor.number()),
-        None => Err(io::ErrorKind::NotFound.into()),
-    }
+fn descriptor_of(seat: &Seat) -> Option<Arc<Descriptor>> {
+    seat.parked().descriptor.lock().clone()
 }
 
 /// The selection is over: the descriptor may be closed, unless the engine still has it.
