@@ -25,7 +25,8 @@ init(#{contexts := Size} = Settings) ->
     Supervisor = fun(Module, Argument) ->
         (Child(Module, Argument))#{type => supervisor, shutdown => infinity}
     end,
-    {ok, {#{strategy => one_for_one}, [
+    %% No connection depends on a helper, so one that fails a few times must not end them all.
+    {ok, {#{strategy => one_for_one, intensity => 10, period => 10}, [
         Child(py_reactor_log, []),
         Child(py_reactor_python, [Settings]),
         Child(py_reactor_pool, [Size]),

@@ -64,6 +64,7 @@ cases() ->
         write_buffer_of_any_subclass_is_sent,
         spoilt_attributes_do_not_matter,
         spoilt_handle_costs_the_call,
+        bad_arguments_raise_what_can_be_caught,
         %% By hand
         functions_for_driving_by_hand_are_harmless_in_callbacks,
         functions_for_driving_by_hand_refuse_bad_input,
@@ -88,6 +89,7 @@ cases() ->
         handoff_beyond_the_limit_is_overload,
         handoffs_to_a_context_that_is_being_killed_are_answered,
         killed_context_loses_its_own_connections_once,
+        killed_helpers_are_started_again,
         %% Callbacks that do not return
         interrupt_ends_a_callback_that_never_returns,
         stop_ends_a_callback_that_never_returns,
@@ -383,7 +385,7 @@ exported_write_buffer_costs_the_connection(Config) ->
             ]),
             ?assertEqual(<<"12345">>, await_closed(Client)),
             ?assertMatch(
-                #{text := <<"bad_protocols.Puppet.write_ready: BufferError", _/binary>>},
+                #{callback := <<"write_ready">>, traceback := <<"BufferError", _/binary>>},
                 await_logged(#{peer => peer(Port)})
             )
         end
@@ -446,6 +448,13 @@ spoilt_handle_costs_the_call(Config) ->
     Codes = [[Spoiler, "; ", Call] || Spoiler <- Spoilers, Call <- Calls],
     [costs_the_connection(Config, Code) || Code <- Codes],
     await_ledger(length(Codes)).
+
+bad_arguments_raise_what_can_be_caught(Config) ->
+    use("bad_protocols.Puppet"),
+    Client = open(?config(listener, Config)),
+    ok = gen_tcp:send(Client, "self.write_buffer += repr(bad_arguments(self)).encode(); answer = 'close'"),
+    ?assertEqual(<<"[]">>, await_closed(Client)),
+    await_ledger(1).
 
 %% Sends code to a puppet, which must cost it its connection and be logged.
 costs_the_connection(Config, Code) ->
@@ -967,6 +976,29 @@ killed_context_loses_its_own_connections_once(Config) ->
     [<<>> = await_closed(Client) || Client <- Clients],
     await_ledger(100),
     ?assertEqual([<<"stopped">>], lists:usort(reactor_case:loss_reasons())).
+
+killed_helpers_are_started_again(Config) ->
+    use("reactor_case.Echo"),
+    Client = open(?config(listener, Config)),
+    Helpers = [py_reactor_log, py_reactor_pool, py_reactor_python],
+    [
+        begin
+            Old = whereis(Name),
+            exit(Old, kill),
+            wait_until("it is started again", fun() ->
+                New = whereis(Name),
+                is_pid(New) andalso New =/= Old
+            end),
+            ok = reactor_case:echoes(Client, <<"as before">>)
+        end
+     || Name <- Helpers
+    ],
+    %% What they do is done again.
+    {ok, none} = py:call(bad_protocols, throw, [<<"data_received">>, <<"ValueError">>]),
+    {Peer, ok} = provoke(data_received, Config),
+    ?assertMatch(#{level := error}, await_logged(#{peer => Peer})),
+    ok = gen_tcp:close(Client),
+    await_ledger(2).
 
 nest(0) -> [];
 nest(Depth) -> [nest(Depth - 1)].

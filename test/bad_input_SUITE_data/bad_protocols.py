@@ -647,3 +647,50 @@ def until_interrupted() -> None:
         spin()
     except erlang.Interrupted:
         interrupted += 1
+
+
+def bad_arguments(protocol: Any) -> list[str]:
+    """Calls that should have raised and did not, or that raised something strange."""
+    released = memoryview(b"released")
+    released.release()
+    handle = protocol._handle
+    native = __import__("_erlang")
+    calls: list[Callable[[], Any]] = [
+        *(
+            lambda data=data: protocol.write(data)
+            for data in ("text", None, 5, [1, 2], released, Hostile(), protocol, memoryview)
+        ),
+        *(
+            lambda size=size: protocol.read(size)
+            for size in (0, -1, 2**70, None, "5", 1.5, b"5")
+        ),
+        *(
+            lambda action=action: reactor.resume(protocol, action)
+            for action in ("", "Close", None, 5, b"close", "\ud800", "x" * 1_000_000, Hostile())
+        ),
+        *(lambda other=other: reactor.resume(other) for other in (None, 5, Hostile(), Echo)),
+        *(
+            lambda number=number: (reactor.get_protocol(number) and None) or [][0]
+            for number in (-1, 2**70, None, "5", 1.5)
+        ),
+        *(
+            lambda number=number: reactor.close_connection(number)
+            for number in (-1, 2**70, None, "5", 1.5)
+        ),
+        lambda: native.connection_flush(handle, b"bytes"),
+        lambda: native.connection_flush(None, bytearray()),
+        lambda: native.connection_read(handle),
+        lambda: native.connection_write(5, b"data"),
+        lambda: native.connection_open(2**40),
+        lambda: native.connection_open("5"),
+        lambda: native.connection_close(None),
+    ]
+    strange = []
+    for number, call in enumerate(calls):
+        try:
+            strange.append(f"{number}: {call()!r}")
+        except (TypeError, ValueError, OverflowError, AttributeError, IndexError, BufferError):
+            pass
+        except BaseException as error:
+            strange.append(f"{number}: {type(error).__name__}")
+    return strange
