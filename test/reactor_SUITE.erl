@@ -768,7 +768,8 @@ resume_takes_every_action(Config) ->
                 {<<"data">>} = next(<<"data">>)
             end,
             fun(Client) ->
-                ?assert(eval("it().write_buffer.extend(b'x') or reactor.resume(it(), 'write_pending')")),
+                exec("it().write_buffer.extend(b'x')"),
+                ?assert(eval("reactor.resume(it(), 'write_pending')")),
                 <<"x">> = received(Client, 1),
                 {<<"data">>} = next(<<"data">>)
             end,
@@ -1256,7 +1257,7 @@ an_exception_is_logged_with_class_peer_and_traceback(Config) ->
         protocol => <<"__main__.P">>,
         peer => iolist_to_binary(io_lib:format("127.0.0.1:~b", [Port]))
     }),
-    ?assertMatch({match, _}, re:run(Traceback, "raise LookupError\\('nothing here'\\)|LookupError: nothing here")).
+    ?assertMatch({match, _}, re:run(Traceback, "LookupError: nothing here")).
 
 print_in_callbacks_goes_to_standard_output(_Config) ->
     Program =

@@ -275,7 +275,10 @@ udp_sends_write_buffer_as_one_datagram(_Config) ->
     end_of_type(<<"udp">>).
 
 udp_over_ipv6_is_served_too(_Config) ->
-    protocol("def datagram_received(self, data, addr):\n    tell('datagram', addr, self.write(data))\n"),
+    protocol(
+        "def datagram_received(self, data, addr):\n"
+        "    tell('datagram', addr, self.write(data))\n"
+    ),
     {Server, Port} = udp([inet6, {ip, {0, 0, 0, 0, 0, 0, 0, 1}}]),
     ok = py_reactor_context:handoff(Server, #{}),
     {_} = next(<<"made">>),
@@ -314,7 +317,8 @@ data_received_gets_no_empty_datagram(_Config) ->
     ok = py_reactor_context:handoff(Server, #{}),
     {_} = next(<<"made">>),
     {Client, _} = udp([]),
-    [ok = gen_udp:send(Client, {127, 0, 0, 1}, Port, Data) || Data <- ["", "one", "", "", "two", ""]],
+    Datagrams = ["", "one", "", "", "two", ""],
+    [ok = gen_udp:send(Client, {127, 0, 0, 1}, Port, Data) || Data <- Datagrams],
     {<<"one">>} = next(<<"data">>),
     {<<"two">>} = next(<<"data">>),
     nothing(),
@@ -647,7 +651,10 @@ master_of_a_terminal_is_served(_Config) ->
     {<<"eof">>} = next(<<"lost">>).
 
 terminal_that_is_open_for_writing_only_ignores_input(_Config) ->
-    exec("theirs, slave = os.openpty()\nours = os.open(os.ttyname(slave), os.O_WRONLY | os.O_NOCTTY)"),
+    exec(
+        "theirs, slave = os.openpty()\n"
+        "ours = os.open(os.ttyname(slave), os.O_WRONLY | os.O_NOCTTY)"
+    ),
     protocol(
         "def connection_made(self, fd, client_info):\n"
         "    self.write_buffer += b'prompt'\n"
@@ -682,7 +689,7 @@ one_who_makes_a_shared_file_block_holds_up_nobody(_Config) ->
                 end
              || _ <- [1, 2, 3]
             ],
-            told:exec(["os.close(theirs)\nos.close(ours)"]),
+            exec("os.close(theirs)\nos.close(ours)"),
             {} = next(<<"eof">>),
             {<<"eof">>} = next(<<"lost">>)
         end
@@ -814,7 +821,8 @@ a_number_of_the_module_socket_is_duplicated(_Config) ->
 a_socket_of_gen_udp_is_consumed(_Config) ->
     [
         begin
-            {ok, Server} = gen_udp:open(0, Backend ++ [binary, {active, false}, {ip, {127, 0, 0, 1}}]),
+            Options = Backend ++ [binary, {active, false}, {ip, {127, 0, 0, 1}}],
+            {ok, Server} = gen_udp:open(0, Options),
             {ok, Port} = inet:port(Server),
             ok = py_reactor_context:handoff(Server, #{}),
             ?assertMatch({error, _}, inet:port(Server)),

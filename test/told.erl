@@ -122,11 +122,17 @@ next(Word) ->
 %% Nothing is told any more. What a worker has told is here once a call that began later has ended.
 nothing() ->
     reactor_case:wait_until("the workers rest", fun() ->
-        [] =:= [C || C <- py_reactor_pool:contexts(), maps:get(busy_ms, py_reactor_context:stats(C)) > 0]
+        lists:all(fun is_resting/1, py_reactor_pool:contexts())
     end),
     receive
         Message when is_binary(element(1, Message)) -> error({told, Message})
     after 50 -> ok
+    end.
+
+is_resting(Context) ->
+    case py_reactor_context:stats(Context) of
+        #{busy_ms := BusyMs} -> BusyMs =:= 0;
+        {error, no_context} -> true
     end.
 
 prelude() ->
