@@ -70,6 +70,9 @@
 %% Longer than a context takes to leave a worker behind.
 -define(SHUTDOWN_MS, 10000).
 
+%% Between two tries to start: far fewer a second than the supervisor puts up with.
+-define(RETRY_PAUSE_MS, 100).
+
 %% The most that one connection's info may take, in the external term format.
 -define(MAX_INFO_BYTES, 65536).
 
@@ -177,11 +180,17 @@ init(#{max_connections := MaxConnections, linger_ms := LingerMs} = Options) ->
                     ok = py_reactor_pool:join(Handle, maps:get(pool_index, Options, none)),
                     {ok, #state{context = Handle}};
                 {py_worker, {failed, Text}} ->
-                    {stop, {worker, Text}}
+                    cannot_start(Text)
             end;
         {error, Text} ->
-            {stop, {worker, Text}}
+            cannot_start(Text)
     end.
+
+%% As a rule there is no descriptor or thread left, which passes; the worker of the context that was
+%% here before may hold the descriptors. The supervisor would have used up its restarts at once.
+cannot_start(Text) ->
+    timer:sleep(?RETRY_PAUSE_MS),
+    {stop, {worker, Text}}.
 
 %% @private
 -spec handle_call(term(), gen_server:from(), #state{}) -> {reply, {error, unknown_call}, #state{}}.
@@ -197,12 +206,20 @@ handle_cast(Cast, State) ->
 
 %% @private
 -spec handle_info(term(), #state{}) -> {noreply, #state{}} | {stop, term(), #state{}}.
-handle_info({select, Connection, undefined, Readiness}, State) ->
+handle_info({select, Connection, undefined, Readiness}, State) when
+    Readiness =:= ready_input; Readiness =:= ready_output
+->
     _ = py_nif:ready(Connection, Readiness),
     {noreply, State};
 handle_info({py_worker, {failed, Text}}, State) ->
     {stop, {worker, Text}, State};
-handle_info({'EXIT', _Parent, Reason}, State) ->
+handle_info({py_worker, stopped}, State) ->
+    %% Not by us: a context without a worker serves nobody.
+    {stop, {worker, stopped}, State};
+handle_info({'EXIT', _NotOurParent, normal}, State) ->
+    %% As it is for a process that does not trap exits.
+    {noreply, State};
+handle_info({'EXIT', _NotOurParent, Reason}, State) ->
     {stop, Reason, State};
 handle_info(Message, State) ->
     ?LOG_WARNING(#{what => unexpected_message, process => ?MODULE, message => Message}),
