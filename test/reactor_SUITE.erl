@@ -745,11 +745,11 @@ pause_ends_when_another_connection_resumes_it(Config) ->
     end_of(Second).
 
 resume_takes_every_action(Config) ->
-    exec("def it():\n    return kept[-1]\nkept = []"),
+    exec("def it():\n    return everyone[-1]\neveryone = []"),
     protocol(
         "def connection_made(self, fd, client_info):\n"
         "    super().connection_made(fd, client_info)\n"
-        "    kept.append(self)\n"
+        "    everyone.append(self)\n"
         "    return 'pause'\n"
     ),
     [
@@ -1236,7 +1236,8 @@ warnings_in_callbacks_reach_the_logger(Config) ->
     protocol(
         "def data_received(self, data):\n"
         "    import warnings\n"
-        "    warnings.warn('mind the gap')\n"
+        "    # Python warns of the same thing once.\n"
+        "    warnings.warn(f'mind the gap at {time.monotonic_ns()}')\n"
     ),
     Client = connected(Config),
     ok = gen_tcp:send(Client, "x"),

@@ -660,10 +660,7 @@ def bad_arguments(protocol: Any) -> list[str]:
             lambda data=data: protocol.write(data)
             for data in ("text", None, 5, [1, 2], released, Hostile(), protocol, memoryview)
         ),
-        *(
-            lambda size=size: protocol.read(size)
-            for size in (0, -1, 2**70, None, "5", 1.5, b"5")
-        ),
+        *(lambda size=size: protocol.read(size) for size in (0, -1, 2**70, None, "5", 1.5, b"5")),
         *(
             lambda action=action: reactor.resume(protocol, action)
             for action in ("", "Close", None, 5, b"close", "\ud800", "x" * 1_000_000, Hostile())
