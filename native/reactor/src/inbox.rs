@@ -1,6 +1,6 @@
 //! The way into a worker from every other thread, and what wakes it.
 //!
-//! Two bounded channels share one wake-up: descriptors on their way in, and signals
+//! Two channels with a bound share one wake-up: descriptors on their way in, and signals
 //! about connections that are there already. Nobody who sends ever waits.
 //!
 //! The wake-up costs a system call, so it is made only for a worker that sleeps. The
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use parking_lot::Mutex;
 
 use crate::action::Action;
 use crate::counters::Counters;
@@ -71,7 +72,9 @@ impl std::error::Error for SendError {}
 /// The part of an inbox that does not depend on what a connection opens with.
 pub struct Mailbox {
     signals: Sender<Signal>,
-    waker: mio::Waker,
+    /// None once the worker has ended: whoever refers to a context, and be it a report in
+    /// a logger, keeps no descriptor open. The lock is never held across a call.
+    waker: Mutex<Option<Arc<mio::Waker>>>,
     asleep: AtomicBool,
     stopping: AtomicBool,
     overflowed: AtomicBool,
@@ -146,9 +149,10 @@ impl Mailbox {
     fn wake(&self) {
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
+            let waker = self.waker.lock().clone();
             // An eventfd takes a wake-up unless its counter is full, and then the
             // worker is being woken already.
-            let _ = self.waker.wake();
+            let _ = waker.map(|waker| waker.wake());
         }
     }
 
@@ -242,18 +246,17 @@ impl<O> Door<O> {
         let Some(place) = Place::take(&self.mailbox) else {
             return Err((SendError::Full, opening));
         };
+        if self.arrivals.len() >= MAX_ARRIVALS {
+            return Err((SendError::Full, opening));
+        }
         let arrival = Arrival {
             descriptor,
             opening,
             place,
         };
-        let sent = self.arrivals.try_send(arrival);
+        let sent = self.arrivals.send(arrival);
         self.mailbox.wake();
-        match sent {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(arrival)) => Err((SendError::Full, arrival.opening)),
-            Err(TrySendError::Disconnected(arrival)) => Err((SendError::Closed, arrival.opening)),
-        }
+        sent.map_err(|crossbeam_channel::SendError(arrival)| (SendError::Closed, arrival.opening))
     }
 
     /// The rest of the inbox.
@@ -270,8 +273,9 @@ pub(crate) struct Inbox<O> {
     pub(crate) mailbox: Arc<Mailbox>,
 }
 
-/// Descriptors that may wait for their worker at one time. A worker takes them in every
-/// turn; a longer queue would only hide that it is stuck.
+/// Descriptors that may wait for their worker at one time, give or take as many as there
+/// are threads that hand in. A worker takes them in every turn; a longer queue would only
+/// hide that it is stuck.
 const MAX_ARRIVALS: usize = 4096;
 /// Room for signals beside one for every connection.
 const SPARE_SIGNALS: usize = 1024;
@@ -286,12 +290,14 @@ impl<O> Inbox<O> {
                 "max_connections must be at least 1",
             ));
         }
-        let (door, arrivals) = crossbeam_channel::bounded(max_connections.min(MAX_ARRIVALS));
+        // When its receiver goes this channel drops what is on its way at that moment, and so
+        // closes it. A bounded one would keep it for as long as there is a door.
+        let (door, arrivals) = crossbeam_channel::unbounded();
         let room = max_connections.min(MAX_SIGNALS) + SPARE_SIGNALS;
         let (sender, signals) = crossbeam_channel::bounded(room);
         let mailbox = Arc::new(Mailbox {
             signals: sender,
-            waker,
+            waker: Mutex::new(Some(Arc::new(waker))),
             asleep: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
@@ -330,5 +336,12 @@ impl<O> Inbox<O> {
 
     pub(crate) fn get_up(&self) {
         self.mailbox.asleep.store(false, Ordering::Relaxed);
+    }
+}
+
+impl<O> Drop for Inbox<O> {
+    fn drop(&mut self) {
+        let waker = self.mailbox.waker.lock().take();
+        drop(waker);
     }
 }

@@ -468,6 +468,19 @@ fn limits_may_be_as_large_as_they_like() {
 }
 
 #[test]
+fn what_is_on_its_way_when_the_worker_ends_is_closed() {
+    let world = World::without_demultiplexer();
+    let (mut client, server) = unix();
+    let record = world.serve(server, Script::echo());
+    let (door, mailbox) = (world.door.clone(), world.mailbox());
+    world.stop();
+    assert_eq!(no_block(client.read(&mut [0])), Some(0));
+    assert_eq!(count(&record.connected), 0);
+    assert_eq!(mailbox.counters().connections.get(), 0);
+    drop(door);
+}
+
+#[test]
 fn a_sleeping_worker_hears_every_signal_and_the_stop() {
     let mut world = World::parking_after(Duration::from_millis(1));
     let (heard, hears) = mpsc::channel();
