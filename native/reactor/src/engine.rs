@@ -128,8 +128,17 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
     /// all while there is something to do.
     ///
     /// # Errors
-    /// The poller failed; the engine cannot go on.
+    /// The poller failed, as when somebody closes its descriptor. The engine cannot go on;
+    /// every connection is closed.
     pub fn turn(&mut self, handler: &mut H, limit: Option<Duration>) -> io::Result<Turn> {
+        let turn = self.try_turn(handler, limit);
+        if turn.is_err() {
+            self.stop(handler);
+        }
+        turn
+    }
+
+    fn try_turn(&mut self, handler: &mut H, limit: Option<Duration>) -> io::Result<Turn> {
         if self.ready.is_empty() {
             self.rest(handler, limit)?;
         } else {
