@@ -8,7 +8,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread;
 
 use crossbeam_channel::{Receiver, RecvError, Sender, TrySendError, bounded};
@@ -62,9 +62,51 @@ pub(crate) enum Refused {
 static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 
 struct Pool {
-    queue: Sender<Call>,
-    stopping: Arc<AtomicBool>,
+    queue: Queue,
     activities: Vec<Arc<Activity>>,
+}
+
+/// Both ends, so that what waits can be answered while every thread is held up in a call.
+#[derive(Clone)]
+struct Queue {
+    sender: Sender<Call>,
+    calls: Receiver<Call>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Queue {
+    fn new() -> Queue {
+        let (sender, calls) = bounded(MAX_QUEUED);
+        Queue {
+            sender,
+            calls,
+            stopping: Arc::default(),
+        }
+    }
+
+    /// Takes a call, or gives it back if there is no room.
+    fn push(&self, call: Call) -> Option<Call> {
+        let pushed = self.sender.try_send(call);
+        // Against the one in `stop`: either the call is seen there, or the stop is seen here.
+        fence(Ordering::SeqCst);
+        if self.stopping.load(Ordering::Acquire) {
+            self.drain();
+        }
+        pushed.err().map(TrySendError::into_inner)
+    }
+
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
+        self.drain();
+    }
+
+    /// Dropping a call answers it.
+    fn drain(&self) {
+        while let Ok(call) = self.calls.try_recv() {
+            drop(call);
+        }
+    }
 }
 
 /// Starts the threads. Python must be running.
@@ -73,22 +115,18 @@ struct Pool {
 /// A sentence for the operator.
 pub(crate) fn start(threads: usize) -> Result<(), String> {
     stop();
-    let (queue, calls) = bounded(MAX_QUEUED);
-    let stopping = Arc::new(AtomicBool::new(false));
+    let queue = Queue::new();
     let activities: Vec<Arc<Activity>> = (0..threads).map(|_| Arc::default()).collect();
     for (index, activity) in activities.iter().enumerate() {
-        let (calls, activity, stopping) = (calls.clone(), activity.clone(), stopping.clone());
+        let (calls, activity) = (queue.calls.clone(), activity.clone());
+        let stopping = queue.stopping.clone();
         thread::Builder::new()
             .name(format!("py call {}", index + 1))
             .stack_size(STACK_BYTES)
             .spawn(move || serve(&calls, activity, &stopping))
             .map_err(|error| format!("cannot make a call thread: {error}"))?;
     }
-    *POOL.lock() = Some(Pool {
-        queue,
-        stopping,
-        activities,
-    });
+    *POOL.lock() = Some(Pool { queue, activities });
     Ok(())
 }
 
@@ -97,7 +135,7 @@ pub(crate) fn start(threads: usize) -> Result<(), String> {
 pub(crate) fn stop() {
     let pool = POOL.lock().take();
     if let Some(pool) = pool {
-        pool.stopping.store(true, Ordering::Release);
+        pool.queue.stop();
         for activity in pool.activities {
             // What runs is looked up under the GIL: a thread that has seen us stop begins nothing
             // more, one that has not is in its job by then.
@@ -118,10 +156,9 @@ pub(crate) fn submit(call: Call) -> Result<(), Refused> {
     let queue = POOL.lock().as_ref().map(|pool| pool.queue.clone());
     let (call, refused) = match queue {
         None => (call, Refused::NotRunning),
-        Some(queue) => match queue.try_send(call) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Full(call)) => (call, Refused::Overload),
-            Err(TrySendError::Disconnected(call)) => (call, Refused::NotRunning),
+        Some(queue) => match queue.push(call) {
+            None => return Ok(()),
+            Some(call) => (call, Refused::Overload),
         },
     };
     if let Some(ticket) = call.ticket {

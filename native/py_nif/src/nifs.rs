@@ -48,7 +48,7 @@ fn start_calls(env: Env<'_>, threads: usize) -> Term<'_> {
 }
 
 /// stop_calls() -> ok
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyIo")]
 fn stop_calls() -> rustler::Atom {
     calls::stop();
     ok()
