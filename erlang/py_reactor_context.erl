@@ -64,6 +64,9 @@
 %% before it is left behind.
 -define(STOP_TIMEOUT_MS, 2000).
 
+%% Between two tries to start: far fewer a second than the supervisor puts up with.
+-define(RETRY_PAUSE_MS, 100).
+
 %% The most that one connection's info may take, in the external term format.
 -define(MAX_INFO_BYTES, 65536).
 
@@ -152,11 +155,17 @@ init(#{max_connections := MaxConnections, linger_ms := LingerMs} = Options) ->
                     ok = py_reactor_pool:join(Handle, maps:get(pool_index, Options, none)),
                     {ok, #state{context = Handle}};
                 {py_worker, {failed, Text}} ->
-                    {stop, {worker, Text}}
+                    cannot_start(Text)
             end;
         {error, Text} ->
-            {stop, {worker, Text}}
+            cannot_start(Text)
     end.
+
+%% As a rule there is no descriptor or thread left, which passes; the worker of the context that was
+%% here before may hold the descriptors. The supervisor would have used up its restarts at once.
+cannot_start(Text) ->
+    timer:sleep(?RETRY_PAUSE_MS),
+    {stop, {worker, Text}}.
 
 %% @private
 -spec handle_call(term(), gen_server:from(), #state{}) -> {reply, {error, unknown_call}, #state{}}.
