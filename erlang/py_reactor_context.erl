@@ -181,12 +181,20 @@ handle_cast(Cast, State) ->
 
 %% @private
 -spec handle_info(term(), #state{}) -> {noreply, #state{}} | {stop, term(), #state{}}.
-handle_info({select, Connection, undefined, Readiness}, State) ->
+handle_info({select, Connection, undefined, Readiness}, State) when
+    Readiness =:= ready_input; Readiness =:= ready_output
+->
     _ = py_nif:ready(Connection, Readiness),
     {noreply, State};
 handle_info({py_worker, {failed, Text}}, State) ->
     {stop, {worker, Text}, State};
-handle_info({'EXIT', _Parent, Reason}, State) ->
+handle_info({py_worker, stopped}, State) ->
+    %% Not by us: a context without a worker serves nobody.
+    {stop, {worker, stopped}, State};
+handle_info({'EXIT', _NotOurParent, normal}, State) ->
+    %% As it is for a process that does not trap exits.
+    {noreply, State};
+handle_info({'EXIT', _NotOurParent, Reason}, State) ->
     {stop, Reason, State};
 handle_info(Message, State) ->
     ?LOG_WARNING(#{what => unexpected_message, process => ?MODULE, message => Message}),
