@@ -367,3 +367,9 @@ def _action(protocol: Protocol, word: Action | None) -> Action:
         if isinstance(word, str) and str.__eq__(action, word):
             return action
     raise ValueError(f"{word!r} is no action")
+
+
+# Contexts that run know the class and the registry of the first import. A later one, by
+# `importlib.reload` or after a deletion in `sys.modules`, has them too.
+_first: dict[str, object] = {"Protocol": Protocol, "_registry": _registry}
+globals().update(vars(_erlang).setdefault("reactor", _first))
