@@ -128,14 +128,13 @@ handle_cast(Cast, State) ->
     {noreply, State}.
 
 %% @private
--spec handle_info(term(), no_state) -> {noreply, no_state} | {noreply, no_state, hibernate}.
+-spec handle_info(term(), no_state) -> {noreply, no_state}.
 handle_info({'DOWN', _Monitor, process, Pid, _Reason}, State) ->
     _ = [leave(Handle) || {_, Handle} <- ets:take(?TABLE, Pid)],
     {noreply, State};
 handle_info({reap, Handle}, State) ->
     reap(Handle),
-    %% A handle on our heap would keep the wake-up descriptor of its worker open.
-    {noreply, State, hibernate};
+    {noreply, State};
 handle_info(Message, State) ->
     ?LOG_WARNING(#{what => unexpected_message, process => ?MODULE, message => Message}),
     {noreply, State}.

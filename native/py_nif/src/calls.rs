@@ -84,28 +84,21 @@ impl Queue {
         }
     }
 
-    fn push(&self, call: Call) -> Result<(), Refused> {
+    /// Takes a call, or gives it back if there is no room.
+    fn push(&self, call: Call) -> Option<Call> {
         let pushed = self.sender.try_send(call);
         // Against the one in `stop`: either the call is seen there, or the stop is seen here.
         fence(Ordering::SeqCst);
-        if self.is_stopping() {
+        if self.stopping.load(Ordering::Acquire) {
             self.drain();
         }
-        match pushed {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(call)) => Err(refuse(call, Refused::Overload)),
-            Err(TrySendError::Disconnected(call)) => Err(refuse(call, Refused::NotRunning)),
-        }
+        pushed.err().map(TrySendError::into_inner)
     }
 
     fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
         self.drain();
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
     }
 
     /// Dropping a call answers it.
@@ -161,17 +154,17 @@ pub(crate) fn stop() {
 /// [`Refused`]; the caller's ticket is withdrawn.
 pub(crate) fn submit(call: Call) -> Result<(), Refused> {
     let queue = POOL.lock().as_ref().map(|pool| pool.queue.clone());
-    match queue {
-        Some(queue) => queue.push(call),
-        None => Err(refuse(call, Refused::NotRunning)),
-    }
-}
-
-fn refuse(call: Call, refused: Refused) -> Refused {
+    let (call, refused) = match queue {
+        None => (call, Refused::NotRunning),
+        Some(queue) => match queue.push(call) {
+            None => return Ok(()),
+            Some(call) => (call, Refused::Overload),
+        },
+    };
     if let Some(ticket) = call.ticket {
         ticket.withdraw();
     }
-    refused
+    Err(refused)
 }
 
 fn serve(calls: &Receiver<Call>, activity: Arc<Activity>, stopping: &AtomicBool) {

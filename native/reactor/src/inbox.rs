@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use parking_lot::Mutex;
 
 use crate::action::Action;
 use crate::counters::Counters;
@@ -71,7 +72,9 @@ impl std::error::Error for SendError {}
 /// The part of an inbox that does not depend on what a connection opens with.
 pub struct Mailbox {
     signals: Sender<Signal>,
-    waker: mio::Waker,
+    /// None once the worker has ended: whoever refers to a context, and be it a report in
+    /// a logger, keeps no descriptor open. The lock is never held across a call.
+    waker: Mutex<Option<Arc<mio::Waker>>>,
     asleep: AtomicBool,
     stopping: AtomicBool,
     overflowed: AtomicBool,
@@ -146,9 +149,10 @@ impl Mailbox {
     fn wake(&self) {
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
+            let waker = self.waker.lock().clone();
             // An eventfd takes a wake-up unless its counter is full, and then the
             // worker is being woken already.
-            let _ = self.waker.wake();
+            let _ = waker.map(|waker| waker.wake());
         }
     }
 
@@ -312,7 +316,7 @@ impl<O> Inbox<O> {
         let (sender, signals) = crossbeam_channel::bounded(room);
         let mailbox = Arc::new(Mailbox {
             signals: sender,
-            waker,
+            waker: Mutex::new(Some(Arc::new(waker))),
             asleep: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
@@ -362,6 +366,8 @@ impl<O> Drop for Inbox<O> {
         self.mailbox.stopping.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
         clear(&self.arrivals);
+        let waker = self.mailbox.waker.lock().take();
+        drop(waker);
     }
 }
 
