@@ -18,7 +18,7 @@
 %% Waiting
 -export([wait_until/2, wait_until/3]).
 %% Counts
--export([counts/0, await_counts/1, protocols/0, memory_kb/0]).
+-export([counts/0, await_counts/1, excess/2, protocols/0, memory_kb/0]).
 %% Bystander
 -export([start_bystander/1, stop_bystander/1]).
 %% Log
@@ -279,7 +279,7 @@ counts() ->
 %% Waits until nothing is left over. On failure the difference is shown by name.
 await_counts(Before) ->
     try
-        wait_until("counts are back", fun counts/0, Before)
+        wait_until("nothing is left over", fun() -> excess(counts(), Before) end, #{})
     catch
         error:Reason ->
             Left = #{
@@ -289,6 +289,21 @@ await_counts(Before) ->
             },
             error({left_over, Reason, Left})
     end.
+
+%% What there is more of than before. Less is no fault: what passes, like a process of the logger, may
+%% have been there at the beginning.
+excess(Now, Before) ->
+    maps:filtermap(fun(Key, Value) -> more(Value, maps:get(Key, Before, 0)) end, Now).
+
+more(Now, Before) when is_map(Now), is_map(Before) ->
+    case excess(Now, Before) of
+        Excess when map_size(Excess) > 0 -> {true, Excess};
+        _ -> false
+    end;
+more(Now, Before) when Now > Before ->
+    {true, {Now, instead_of, Before}};
+more(_Now, _Before) ->
+    false.
 
 %% The counts once they stay the same: those of the case before may still be going down.
 settled_counts() ->

@@ -50,7 +50,7 @@ end_per_testcase(_Case, Config) ->
     %% a context, keeps the wake-up descriptor of its worker open.
     Collected = fun() ->
         _ = [erlang:garbage_collect(Pid) || Pid <- processes()],
-        reactor_case:counts() =:= ?config(counts, Config)
+        reactor_case:excess(reactor_case:counts(), ?config(counts, Config)) =:= #{}
     end,
     catch wait_until("counts are back", Collected),
     try reactor_case:await_counts(?config(counts, Config)) of
@@ -271,8 +271,10 @@ the_application_stops_and_starts_ten_times(_Config) ->
     Stopped = stopped_counts(),
     [
         begin
-            ?assertEqual(Running, Life()),
-            wait_until("everything is back", fun() -> stopped_counts() =:= Stopped end)
+            ?assertEqual(#{}, reactor_case:excess(Life(), Running)),
+            wait_until("everything is back", fun() ->
+                reactor_case:excess(stopped_counts(), Stopped) =:= #{}
+            end)
         end
      || _ <- lists:seq(1, 9)
     ],
@@ -286,7 +288,12 @@ running_counts() ->
 stopped_counts() ->
     {ok, Descriptors} = file:list_dir("/proc/self/fd"),
     {ok, Threads} = file:list_dir("/proc/self/task"),
-    {length(Descriptors), length(Threads), length(erlang:ports()), length(processes())}.
+    #{
+        descriptors => length(Descriptors),
+        threads => length(Threads),
+        ports => length(erlang:ports()),
+        processes => length(processes())
+    }.
 
 %%--------------------------------------------------------------------------------------------------
 %% Limits
