@@ -917,7 +917,7 @@ handoff_with_bad_info_closes(Config) ->
         #{a => binary:copy(<<"x">>, 100000)},
         #{a => lists:seq(1, 100000)},
         #{a => 1 bsl 600000},
-        #{nodelay => maybe},
+        #{nodelay => 'maybe'},
         #{nodelay => 1},
         #{addr => [a, b]},
         #{addr => [255, 16#110000]},
