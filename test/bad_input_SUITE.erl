@@ -1016,6 +1016,8 @@ killed_helpers_are_started_again(Config) ->
                 New = whereis(Name),
                 is_pid(New) andalso New =/= Old
             end),
+            %% It is registered before it is ready.
+            wait_until("a call gets through", fun() -> py:eval("1") =:= {ok, 1} end),
             ok = reactor_case:echoes(Client, <<"as before">>)
         end
      || Name <- Helpers
