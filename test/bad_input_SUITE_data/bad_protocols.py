@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -544,11 +545,9 @@ class Stubborn(Counted):
     def data_received(self, _data: bytes) -> Any:
         while stubborn:
             # In a function of its own: CPython 3.13 does not count the jump at the end of a loop
-            # to the try around it, and there an interrupt arrives.
-            try:
+            # to what is around it, and there an interrupt arrives.
+            with contextlib.suppress(BaseException):
                 _spin_while_stubborn()
-            except BaseException:
-                pass
 
 
 class Sleeper(Counted):
