@@ -144,8 +144,8 @@ connection_close(_Connection) ->
 connection_monitor(_Connection) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
-%% True if no message was sent and none will be.
--spec connection_demonitor(monitor()) -> boolean().
+%% What became of the message: none will be sent, it is being sent this moment, or it was.
+-spec connection_demonitor(monitor()) -> unsent | sending | sent.
 connection_demonitor(_Monitor) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 

@@ -14,7 +14,7 @@ use reactor_python::value::{ConversionError, Value};
 use crate::beam::select::report_ready;
 use crate::beam::term::decode;
 use crate::calls::{self, Call, Failure, Refused, Work};
-use crate::connections::{Connection, Watch};
+use crate::connections::{Cancelled, Connection, Watch};
 use crate::context::{Context, adopt_error};
 use crate::log;
 use crate::python::interpreter::{self, Settings};
@@ -171,7 +171,7 @@ fn decode_map(term: Term<'_>) -> NifResult<Result<Vec<(Value, Value)>, Conversio
 // Reactor: contexts and connections
 
 mod reactor_atoms {
-    rustler::atoms! { no_context, bad_info, ready_input, ready_output, busy_ms, closed_by, closed, dropped, too_large, bad_message }
+    rustler::atoms! { no_context, bad_info, ready_input, ready_output, busy_ms, closed_by, closed, dropped, too_large, bad_message, unsent, sending, sent }
 }
 
 /// context_start(MaxConnections, LingerMs | -1) -> {ok, Context} | {error, Text}
@@ -340,10 +340,14 @@ fn connection_monitor(env: Env<'_>, connection: ResourceArc<Connection>) -> Reso
     Watch::start(env, connection)
 }
 
-/// connection_demonitor(Monitor) -> whether no message was sent and none will be
+/// connection_demonitor(Monitor) -> unsent | sending | sent: what became of its message
 #[rustler::nif]
-fn connection_demonitor(watch: ResourceArc<Watch>) -> bool {
-    watch.cancel()
+fn connection_demonitor(watch: ResourceArc<Watch>) -> rustler::Atom {
+    match watch.cancel() {
+        Cancelled::Unsent => reactor_atoms::unsent(),
+        Cancelled::Sending => reactor_atoms::sending(),
+        Cancelled::Sent => reactor_atoms::sent(),
+    }
 }
 
 fn encode_send_error(env: Env<'_>, refused: SendError) -> Term<'_> {
