@@ -14,8 +14,8 @@ use reactor_python::{
 use rustler::types::atom::{error, ok};
 use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc, Term};
 
+use crate::beam::park::BeamDemultiplexer;
 use crate::beam::post::post;
-use crate::beam::select::BeamDemultiplexer;
 use crate::log::{Level, log};
 use crate::python::interpreter;
 use crate::python::library;

@@ -11,11 +11,13 @@ mod ticket;
 
 use rustler::{Env, Term};
 
+use crate::beam::park::Parked;
+
 rustler::init!("py_nif", load = load);
 
 /// Runs once, when the BEAM loads the library.
 fn load(env: Env, _info: Term) -> bool {
-    match python::library::pin().and_then(|()| beam::select::register(env)) {
+    match python::library::pin().and_then(|()| beam::select::register::<Parked>(env)) {
         Ok(()) => true,
         Err(error) => {
             eprintln!("py_nif: {error}");

@@ -10,7 +10,7 @@ use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
 use reactor_python::value::{ConversionError, Value};
 
-use crate::beam::select::report_ready;
+use crate::beam::park::report_ready;
 use crate::beam::term::decode;
 use crate::calls::{self, Call, Failure, Refused, Work};
 use crate::context::{Context, adopt_error};
