@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::net::{TcpListener, UnixListener};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     self, AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage,
     UnixAddr, sockopt,
@@ -190,6 +191,15 @@ impl Acceptor {
             }
         }
         Accepted::Exhausted(errno)
+    }
+
+    /// Whether there is something to learn from [`accept`](Self::accept): somebody waits, or
+    /// the socket is shut. Unlike that call it needs no free descriptor.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let mut asked = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        // After a failure accept(2) will tell more.
+        poll(&mut asked, PollTimeout::ZERO) != Ok(0)
     }
 
     /// Stops listening, here and on every duplicate. What waits in the backlog is reset.

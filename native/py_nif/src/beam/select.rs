@@ -27,9 +27,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use reactor::Interest;
 use rustler::sys::{
     ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ERL_NIF_SELECT_WRITE, ErlNifEnv, ErlNifEvent,
-    ErlNifResourceDtor, ErlNifResourceFlags, ErlNifResourceStop, ErlNifResourceType,
-    ErlNifResourceTypeInit, enif_alloc_resource, enif_get_resource, enif_init_resource_type,
-    enif_keep_resource, enif_release_resource, enif_select,
+    ErlNifMonitor, ErlNifPid, ErlNifResourceDown, ErlNifResourceDtor, ErlNifResourceFlags,
+    ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit, enif_alloc_resource,
+    enif_get_resource, enif_init_resource_type, enif_keep_resource, enif_make_resource,
+    enif_monitor_process, enif_release_resource, enif_select,
 };
 use rustler::{Atom, Env, LocalPid, Term};
 
@@ -44,6 +45,9 @@ pub(crate) trait Watched: Send + Sync + Sized + 'static {
     /// The selection is over, and the descriptor may be closed. Runs on any thread, also
     /// within a call of our own.
     fn stopped(&self);
+
+    /// The process that [`Seat::monitor`] was given is gone. Runs on any thread.
+    fn orphaned(_seat: &Seat<Self>) {}
 }
 
 /// A resource type, once [`register`] has opened it.
@@ -69,8 +73,8 @@ pub(crate) fn register<T: Watched>(env: Env<'_>) -> Result<(), String> {
     let callbacks = ErlNifResourceTypeInit {
         dtor: destroy::<T> as *const ErlNifResourceDtor,
         stop: stop::<T> as *const ErlNifResourceStop,
-        down: null(),
-        members: 2,
+        down: down::<T> as *const ErlNifResourceDown,
+        members: 3,
         dyncall: null(),
     };
     let mut tried = ErlNifResourceFlags::ERL_NIF_RT_CREATE;
@@ -129,6 +133,21 @@ impl<T: Watched> Seat<T> {
             enif_keep_resource(object);
         }
         Some(Self::referring_to(object.cast_mut()))
+    }
+
+    /// The term by which Erlang knows the resource.
+    pub(crate) fn term<'a>(&self, env: Env<'a>) -> Term<'a> {
+        // SAFETY: our reference keeps the resource alive; the term takes one of its own.
+        unsafe { Term::new(env, enif_make_resource(env.as_c_arg(), self.object)) }
+    }
+
+    /// Has [`Watched::orphaned`] called when the process ends. False if it has ended.
+    pub(crate) fn monitor(&self, env: Env<'_>, process: LocalPid) -> bool {
+        // SAFETY: the environment is that of the running call; the type has a `down` callback;
+        // a monitor that nobody takes back needs no place.
+        unsafe {
+            enif_monitor_process(env.as_c_arg(), self.object, process.as_c_arg(), null_mut()) == 0
+        }
     }
 
     /// Has `process` told once, by `{select, Resource, Reference, ready_input | ready_output}`.
@@ -225,6 +244,18 @@ unsafe extern "C" fn stop<T: Watched>(
 ) {
     // SAFETY: the BEAM calls this with a resource of the type that is still alive.
     unsafe { &*object.cast::<T>() }.stopped();
+}
+
+unsafe extern "C" fn down<T: Watched>(
+    _env: *mut ErlNifEnv,
+    object: *mut c_void,
+    _process: *const ErlNifPid,
+    _monitor: *const ErlNifMonitor,
+) {
+    // SAFETY: the BEAM calls this with a resource of the type that is still alive, so that
+    // another reference may be taken, which the seat gives back.
+    unsafe { enif_keep_resource(object) };
+    T::orphaned(&Seat::referring_to(object));
 }
 
 unsafe extern "C" fn destroy<T: Watched>(_env: *mut ErlNifEnv, object: *mut c_void) {
