@@ -4,6 +4,7 @@
 mod beam;
 mod calls;
 mod context;
+mod functions;
 mod log;
 mod nifs;
 mod python;
