@@ -241,9 +241,7 @@ stacktrace_text(Stacktrace) ->
     unicode:characters_to_binary(lists:join($\n, [frame_text(Frame) || Frame <- Frames])).
 
 frame_text({Module, Function, Arity, Location}) ->
-    [text("~ts:~ts/~b", [Module, Function, arity(Arity)]), location_text(Location)];
-frame_text({Fun, Arity, Location}) ->
-    [text("~tp/~b", [Fun, arity(Arity)]), location_text(Location)].
+    [text("~ts:~ts/~b", [Module, Function, arity(Arity)]), location_text(Location)].
 
 arity(Args) when is_list(Args) -> length(Args);
 arity(Arity) -> Arity.

@@ -1,8 +1,8 @@
 """Erlang, seen from the Python that runs inside its VM.
 
-`send` and `whereis` reach Erlang processes. `call` reaches functions that Erlang has registered, which
-can also be imported from here by their names. `Pid`, `Ref` and `Atom` are the kinds of Erlang term
-that Python has no type for. `erlang.reactor` serves sockets.
+`send` and `whereis` reach Erlang processes, `call` the functions that Erlang has registered; they
+are importable from here too, by name. `Pid`, `Ref` and `Atom` are the kinds of Erlang term that
+Python has no type for. `erlang.reactor` serves sockets.
 """
 
 from __future__ import annotations
