@@ -70,6 +70,7 @@ groups() ->
             calls_are_refused_while_the_application_is_stopped,
             death_of_the_server_ends_waits_and_keeps_names,
             restarts_under_load_lose_no_caller,
+            functions_survive_a_reload_of_the_library,
             server_survives_strange_messages
         ]}
     ].
@@ -777,6 +778,20 @@ restarts_under_load_lose_no_caller(_Config) ->
     ok = py:exec("ended = True"),
     {ok, Answered} = py:eval("joined()"),
     ?assertEqual(8, length([N || N <- Answered, is_integer(N)])).
+
+functions_survive_a_reload_of_the_library(_Config) ->
+    ok = py:register_function(f, fun() -> 1 end),
+    [
+        begin
+            true = code:delete(py_nif),
+            _ = code:purge(py_nif),
+            _ = code:load_file(py_nif),
+            ?assertEqual({ok, 1}, py:eval("erlang.f()")),
+            ok = py:register_function(g, fun() -> 2 end),
+            ?assertEqual({ok, 2}, py:eval("erlang.g()"))
+        end
+     || _ <- lists:seq(1, 3)
+    ].
 
 server_survives_strange_messages(_Config) ->
     Server = whereis(py_reactor_functions),
