@@ -26,6 +26,9 @@ use crate::service::{Admission, Service, SlowConsumer};
 pub enum PushError {
     /// The connection is over, or ends because its peer is too slow.
     Closed,
+    /// As much waits as may, though the kernel has not refused any of it: the worker is busy,
+    /// or the connection is paused.
+    Full,
     /// The peer is slow, and by the policy of the connection this message is dropped.
     Dropped,
     /// The message is larger than all that may wait, the high-water mark.
@@ -36,6 +39,7 @@ impl fmt::Display for PushError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Closed => "the connection is closed",
+            Self::Full => "as many messages wait as may",
             Self::Dropped => "the peer is slow; the message was dropped",
             Self::TooLarge => "the message is larger than the high-water mark",
         })
@@ -107,7 +111,7 @@ impl Link {
     /// # Errors
     /// The connection is over, or its context holds as many messages as it may.
     pub fn send(&self, message: Payload) -> Result<(), SendError> {
-        self.open(|owner| owner.mailbox.send(Some(owner.key), message))
+        self.open(|_, owner| owner.mailbox.send(Some(owner.key), message))
             .unwrap_or(Err(SendError::Closed))
     }
 
@@ -117,7 +121,7 @@ impl Link {
     /// # Errors
     /// [`PushError`]; nothing was kept.
     pub fn push(&self, bytes: &[u8]) -> Result<(), PushError> {
-        self.open(|owner| owner.push(bytes))
+        self.open(|descriptor, owner| owner.push(bytes, descriptor.is_blocked()))
             .unwrap_or(Err(PushError::Closed))
     }
 
@@ -126,7 +130,7 @@ impl Link {
     /// # Errors
     /// The connection is over.
     pub fn close(&self) -> Result<(), SendError> {
-        self.open(|owner| {
+        self.open(|_, owner| {
             owner.wishes.close.store(true, Ordering::Release);
             owner.ask();
         })
@@ -152,10 +156,10 @@ impl Link {
         Ok(())
     }
 
-    fn open<T>(&self, work: impl FnOnce(&Owner) -> T) -> Option<T> {
+    fn open<T>(&self, work: impl FnOnce(&Descriptor, &Owner) -> T) -> Option<T> {
         let descriptor = self.descriptor()?;
         let owner = descriptor.owner()?;
-        (!owner.is_over()).then(|| work(owner))
+        (!owner.is_over()).then(|| work(&descriptor, owner))
     }
 }
 
@@ -326,7 +330,7 @@ impl Owner {
         })
     }
 
-    fn push(&self, bytes: &[u8]) -> Result<(), PushError> {
+    fn push(&self, bytes: &[u8], refused: bool) -> Result<(), PushError> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -334,9 +338,10 @@ impl Owner {
             return Err(PushError::TooLarge);
         }
         let message = bytes.into();
-        let pushed = self.with_outbox(|outbox| outbox.push(message));
+        let pushed = self.with_outbox(|outbox| outbox.push(message, refused));
         let (dropped, result) = match pushed {
             Pushed::Kept { dropped } => (dropped, Ok(())),
+            Pushed::Full => (0, Err(PushError::Full)),
             Pushed::Dropped => (1, Err(PushError::Dropped)),
             Pushed::Overrun => (0, Err(PushError::Closed)),
         };

@@ -20,6 +20,8 @@ pub(crate) enum Pushed {
     },
     /// It was dropped.
     Dropped,
+    /// It was not taken: as much waits as may, though not for the peer.
+    Full,
     /// The peer is too slow: the connection is to end.
     Overrun,
 }
@@ -69,48 +71,68 @@ impl Outbox {
         self.overrun
     }
 
-    /// Takes a message in, as the policy allows.
-    pub(crate) fn push(&mut self, message: Box<[u8]>) -> Pushed {
+    /// Takes a message in, as the policy allows. A peer is slow only while the kernel has
+    /// `refused` more for it; else what waits does so for the worker.
+    pub(crate) fn push(&mut self, message: Box<[u8]>, refused: bool) -> Pushed {
         if self.overrun {
             return Pushed::Overrun;
         }
-        let mut dropped = 0;
-        if self.policy == SlowConsumer::DropOld {
-            while !self.fits(message.len()) && self.drop_oldest() {
-                dropped += 1;
-            }
-        }
         let full = !self.fits(message.len());
         match self.policy {
-            SlowConsumer::DropOld | SlowConsumer::DropNew if full => Pushed::Dropped,
-            SlowConsumer::Buffer(most) if full || self.messages.len() >= most => self.give_up(),
-            SlowConsumer::Disconnect if full => self.give_up(),
-            _ => {
-                self.bytes += message.len();
-                self.messages.push_back(message);
-                Pushed::Kept { dropped }
+            SlowConsumer::DropOld if full && self.could_fit(message.len()) => {
+                let dropped = self.make_room(message.len());
+                self.keep(message, dropped)
             }
+            SlowConsumer::DropOld | SlowConsumer::DropNew if full => Pushed::Dropped,
+            SlowConsumer::Buffer(most) if full || self.messages.len() >= most => {
+                self.give_up(refused)
+            }
+            SlowConsumer::Disconnect if full || refused => self.give_up(refused),
+            _ => self.keep(message, 0),
         }
+    }
+
+    fn keep(&mut self, message: Box<[u8]>, dropped: u64) -> Pushed {
+        self.bytes += message.len();
+        self.messages.push_back(message);
+        Pushed::Kept { dropped }
     }
 
     const fn fits(&self, bytes: usize) -> bool {
         self.bytes + bytes <= self.max_bytes
     }
 
-    fn drop_oldest(&mut self) -> bool {
-        let first = self.in_flight.max(usize::from(self.is_mid_message()));
-        match self.messages.remove(first) {
-            Some(message) => {
-                self.bytes -= message.len();
-                true
-            }
-            None => false,
-        }
+    /// Whether there would be room if all were dropped that may be.
+    fn could_fit(&self, bytes: usize) -> bool {
+        let begun = self.messages.iter().take(self.begun());
+        let staying: usize = begun.map(|message| message.len()).sum();
+        staying - self.sent_of_first + bytes <= self.max_bytes
     }
 
-    const fn give_up(&mut self) -> Pushed {
-        self.overrun = true;
-        Pushed::Overrun
+    /// Drops the oldest until there is room, which [`could_fit`](Self::could_fit) has promised.
+    fn make_room(&mut self, bytes: usize) -> u64 {
+        let mut dropped = 0;
+        while !self.fits(bytes)
+            && let Some(message) = self.messages.remove(self.begun())
+        {
+            self.bytes -= message.len();
+            dropped += 1;
+        }
+        dropped
+    }
+
+    /// Messages, from the first on, of which the kernel has or may have a part.
+    fn begun(&self) -> usize {
+        self.in_flight.max(usize::from(self.is_mid_message()))
+    }
+
+    const fn give_up(&mut self, refused: bool) -> Pushed {
+        self.overrun = refused;
+        if refused {
+            Pushed::Overrun
+        } else {
+            Pushed::Full
+        }
     }
 
     /// Copies what waits into `buffer`, as much as it holds, and returns how much that is. What
@@ -178,14 +200,18 @@ mod tests {
         vec![number; length].into()
     }
 
+    const REFUSED: bool = true;
     const KEPT: Pushed = Pushed::Kept { dropped: 0 };
 
     #[test]
     fn the_oldest_make_room_for_the_newest() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 4)), KEPT);
-        assert_eq!(outbox.push(message(2, 4)), KEPT);
-        assert_eq!(outbox.push(message(3, 8)), Pushed::Kept { dropped: 2 });
+        assert_eq!(outbox.push(message(1, 4), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(2, 4), REFUSED), KEPT);
+        assert_eq!(
+            outbox.push(message(3, 8), REFUSED),
+            Pushed::Kept { dropped: 2 }
+        );
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 8);
         assert_eq!(buffer[..8], [3; 8]);
@@ -194,26 +220,62 @@ mod tests {
     #[test]
     fn the_newest_is_not_taken() {
         let mut outbox = Outbox::new(SlowConsumer::DropNew, 10);
-        assert_eq!(outbox.push(message(1, 8)), KEPT);
-        assert_eq!(outbox.push(message(2, 4)), Pushed::Dropped);
-        assert_eq!(outbox.push(message(3, 2)), KEPT);
+        assert_eq!(outbox.push(message(1, 8), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(2, 4), REFUSED), Pushed::Dropped);
+        assert_eq!(outbox.push(message(3, 2), REFUSED), KEPT);
         assert_eq!(outbox.bytes(), 10);
     }
 
     #[test]
     fn so_many_messages_may_wait_and_no_more() {
         let mut outbox = Outbox::new(SlowConsumer::Buffer(2), 100);
-        assert_eq!(outbox.push(message(1, 1)), KEPT);
-        assert_eq!(outbox.push(message(2, 1)), KEPT);
-        assert_eq!(outbox.push(message(3, 1)), Pushed::Overrun);
+        assert_eq!(outbox.push(message(1, 1), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(2, 1), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(3, 1), REFUSED), Pushed::Overrun);
         assert!(outbox.is_overrun());
-        assert_eq!(outbox.push(message(4, 1)), Pushed::Overrun);
+        assert_eq!(outbox.push(message(4, 1), REFUSED), Pushed::Overrun);
+    }
+
+    #[test]
+    fn no_peer_is_slow_before_the_kernel_refuses() {
+        for policy in [SlowConsumer::Buffer(2), SlowConsumer::Disconnect] {
+            let mut outbox = Outbox::new(policy, 10);
+            assert_eq!(outbox.push(message(1, 6), !REFUSED), KEPT);
+            assert_eq!(outbox.push(message(2, 4), !REFUSED), KEPT);
+            assert_eq!(outbox.push(message(3, 1), !REFUSED), Pushed::Full);
+            assert!(!outbox.is_overrun());
+            assert_eq!(outbox.push(message(3, 1), REFUSED), Pushed::Overrun);
+            assert!(outbox.is_overrun());
+        }
+    }
+
+    #[test]
+    fn none_may_wait_while_the_kernel_refuses_other_output() {
+        let mut outbox = Outbox::new(SlowConsumer::Disconnect, 10);
+        assert_eq!(outbox.push(message(1, 1), REFUSED), Pushed::Overrun);
+    }
+
+    #[test]
+    fn none_is_dropped_for_one_that_does_not_fit_then_either() {
+        let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
+        assert_eq!(outbox.push(message(1, 8), REFUSED), KEPT);
+        let mut buffer = [0; 64];
+        assert_eq!(outbox.fill(&mut buffer), 8);
+        outbox.sent(1);
+        assert_eq!(outbox.push(message(2, 1), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(3, 1), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(4, 4), REFUSED), Pushed::Dropped);
+        assert_eq!(
+            outbox.push(message(5, 3), REFUSED),
+            Pushed::Kept { dropped: 2 }
+        );
+        assert_eq!(outbox.bytes(), 10);
     }
 
     #[test]
     fn none_may_wait_once_the_kernel_refuses() {
         let mut outbox = Outbox::new(SlowConsumer::Disconnect, 100);
-        assert_eq!(outbox.push(message(1, 8)), KEPT);
+        assert_eq!(outbox.push(message(1, 8), !REFUSED), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 8);
         outbox.sent(7);
@@ -225,13 +287,13 @@ mod tests {
     #[test]
     fn a_message_of_which_a_part_is_sent_is_never_dropped() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 8)), KEPT);
+        assert_eq!(outbox.push(message(1, 8), REFUSED), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 8);
         outbox.sent(3);
         assert!(outbox.is_mid_message());
-        assert_eq!(outbox.push(message(2, 6)), Pushed::Dropped);
-        assert_eq!(outbox.push(message(3, 5)), KEPT);
+        assert_eq!(outbox.push(message(2, 6), REFUSED), Pushed::Dropped);
+        assert_eq!(outbox.push(message(3, 5), REFUSED), KEPT);
         assert_eq!(outbox.fill(&mut buffer), 10);
         assert_eq!(buffer[..10], [1, 1, 1, 1, 1, 3, 3, 3, 3, 3]);
     }
@@ -239,11 +301,11 @@ mod tests {
     #[test]
     fn what_is_being_sent_is_not_dropped() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 5)), KEPT);
-        assert_eq!(outbox.push(message(2, 5)), KEPT);
+        assert_eq!(outbox.push(message(1, 5), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(2, 5), REFUSED), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 10);
-        assert_eq!(outbox.push(message(3, 5)), Pushed::Dropped);
+        assert_eq!(outbox.push(message(3, 5), REFUSED), Pushed::Dropped);
         outbox.sent(10);
         assert_eq!(outbox.bytes(), 0);
     }
@@ -258,6 +320,7 @@ mod tests {
                 Just(SlowConsumer::DropNew),
                 (1usize..6).prop_map(SlowConsumer::Buffer),
             ],
+            refused in any::<bool>(),
             steps in prop::collection::vec((any::<bool>(), 1usize..20, 0usize..24), 1..80),
         ) {
             const MAX_BYTES: usize = 40;
@@ -277,7 +340,7 @@ mod tests {
                 if push {
                     let number = u8::try_from(lengths.len()).expect("at most 80");
                     lengths.push(length);
-                    if let Pushed::Kept { .. } = outbox.push(message(number, length)) {
+                    if let Pushed::Kept { .. } = outbox.push(message(number, length), refused) {
                         kept.push(number);
                     }
                 } else {
