@@ -792,6 +792,9 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             let backlog = handler.backlog(&mut connection.user);
             connection.weigh(backlog);
         }
+        if connection.state == State::Reading {
+            connection.flooded = false;
+        }
         if connection.is_busy() {
             enqueue(&mut self.ready, connection, key);
         }
