@@ -926,6 +926,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if watch == Watch::Parked {
             self.mailbox().counters().parked.subtract(1);
         }
+        // Before the loss is told: who hears of it is told the same by whatever it tries.
+        if let Some(owner) = descriptor.owner() {
+            owner.is_ending();
+        }
         if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() {
             // Fails only where the descriptor is gone already, and with it the entry.
             let _ = self.poller.remove(&descriptor);
