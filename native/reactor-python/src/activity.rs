@@ -4,23 +4,42 @@
 //! of its instructions. It must hit the job it was meant for and nothing later. So jobs are
 //! numbered, and both sides act under the GIL: who interrupts looks whether that very job is
 //! running, and a job that ends takes a pending exception back.
+//!
+//! How long the present job has been running any thread may ask, without the GIL.
 #![allow(unsafe_code)]
 
 use std::ffi::c_long;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
 
 /// What one Python thread is doing. Only that thread runs jobs; any thread may look, and any
 /// thread that is attached may interrupt.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Activity {
+    created: Instant,
     thread: AtomicU64,
+    /// When the last job began, in nanoseconds after `created`.
+    began: AtomicU64,
     /// The number of the last job that began.
     last: AtomicU64,
     running: AtomicBool,
     interrupted: AtomicBool,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self {
+            created: Instant::now(),
+            thread: AtomicU64::default(),
+            began: AtomicU64::default(),
+            last: AtomicU64::default(),
+            running: AtomicBool::default(),
+            interrupted: AtomicBool::default(),
+        }
+    }
 }
 
 impl Activity {
@@ -48,8 +67,27 @@ impl Activity {
             .then(|| self.last.load(Ordering::Acquire))
     }
 
+    /// The number of the job that is running now, and for how long it has been.
+    ///
+    /// A job that begins meanwhile is never taken for older than it is: its beginning is written
+    /// before its number, and read after it.
+    #[must_use]
+    pub fn present(&self) -> Option<(u64, Duration)> {
+        let job = self.last.load(Ordering::Acquire);
+        let age = self.elapsed();
+        (self.current_job() == Some(job)).then_some((job, age))
+    }
+
+    /// The time since the last job began.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        let began = Duration::from_nanos(self.began.load(Ordering::Acquire));
+        self.created.elapsed().saturating_sub(began)
+    }
+
     /// Runs a job that may be interrupted.
     pub fn watch<T>(&self, py: Python<'_>, job: impl FnOnce() -> T) -> T {
+        self.began.store(self.now(), Ordering::Release);
         self.last.store(self.next_job(), Ordering::Release);
         self.running.store(true, Ordering::Release);
         let result = job();
@@ -58,6 +96,12 @@ impl Activity {
             self.take_back(py);
         }
         result
+    }
+
+    // The nanoseconds of five centuries fit.
+    #[allow(clippy::cast_possible_truncation)]
+    fn now(&self) -> u64 {
+        self.created.elapsed().as_nanos() as u64
     }
 
     #[cold]
