@@ -13,9 +13,12 @@
 -export([context_busy_ms/1, context_stats/1]).
 -export([handoff/4, ready/2]).
 
+%% Slow callbacks
+-export([context_glance/1, context_look/3]).
+
 -on_load(load/0).
 
--export_type([ticket/0, work/0, failure/0, context/0, connection/0]).
+-export_type([ticket/0, work/0, failure/0, context/0, connection/0, glance/0, seen/0]).
 
 -type ticket() :: reference().
 -type work() ::
@@ -24,6 +27,26 @@
     | {call, Module :: binary(), Function :: binary(), Args :: list(), Kwargs :: map()}.
 -type context() :: reference().
 -type connection() :: reference().
+-type glance() :: #{
+    job := pos_integer(),
+    age_ms := non_neg_integer(),
+    callback := binary() | none,
+    fd := non_neg_integer() | none
+}.
+-type seen() ::
+    ended
+    | {ok, #{
+        job := pos_integer(),
+        age_ms := non_neg_integer(),
+        callback := binary() | none,
+        fd := non_neg_integer() | none,
+        protocol := binary(),
+        peer := binary(),
+        stack := binary(),
+        %% How long it took to have the GIL.
+        waited_ms := non_neg_integer()
+    }}
+    | {error, Traceback :: binary()}.
 -type failure() :: {Class :: binary(), Message :: binary(), Traceback :: binary()}.
 
 %%--------------------------------------------------------------------------------------------------
@@ -109,6 +132,20 @@ handoff(_Context, _Fd, _Info, _Nodelay) ->
 %% Tells the worker of a parked connection what enif_select said. False if it is no connection.
 -spec ready(connection(), ready_input | ready_output) -> boolean().
 ready(_Connection, _Readiness) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%%--------------------------------------------------------------------------------------------------
+%% Slow callbacks
+
+%% What the worker is in just now, without the GIL.
+-spec context_glance(context()) -> none | glance().
+context_glance(_Context) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Has Python's main thread look at a job. The answer comes as the message {py_look, Tag, seen()}, as
+%% soon as the GIL can be had.
+-spec context_look(context(), Job :: pos_integer(), Tag :: non_neg_integer()) -> ok.
+context_look(_Context, _Job, _Tag) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %%--------------------------------------------------------------------------------------------------

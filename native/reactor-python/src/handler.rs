@@ -121,9 +121,14 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     }
 
     /// Makes the protocol of a new connection.
-    fn make(&self, factory: &Bound<'py, PyAny>) -> PyResult<Connection<'py>> {
+    fn make(
+        &self,
+        factory: &Bound<'py, PyAny>,
+        descriptor: &Descriptor,
+    ) -> PyResult<Connection<'py>> {
         let names = &self.names;
-        let protocol = factory.call0()?;
+        let made = || factory.call0();
+        let protocol = self.activity.during(None, factory, descriptor, made)?;
         if !protocol.is_instance(&names.protocol_class)? {
             let class = class_name(&protocol.get_type());
             return Err(PyTypeError::new_err(format!(
@@ -198,10 +203,12 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         A: pyo3::call::PyCallArgs<'py>,
     {
         self.counters.callbacks.add(1);
+        let protocol = &connection.protocol;
         let name = self.names.of(callback);
-        connection
-            .protocol
-            .call_method1(name, arguments)
+        self.activity
+            .during(Some(callback), protocol, descriptor, || {
+                protocol.call_method1(name, arguments)
+            })
             .and_then(|word| self.action(connection, callback, &word))
             .map_err(|error| {
                 self.report_failure(connection, descriptor, callback.name(), &error);
@@ -305,7 +312,12 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
         self.counters.callbacks.add(1);
-        let lost = protocol.call_method0(self.names.of(Callback::ConnectionLost));
+        let callback = Callback::ConnectionLost;
+        let lost = self
+            .activity
+            .during(Some(callback), protocol, descriptor, || {
+                protocol.call_method0(names.of(callback))
+            });
         if let Err(error) = lost {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
@@ -334,16 +346,20 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             .client_info(descriptor, info)
             .map_err(|error| self.bad_info(descriptor, &error))?;
         let connection = self
-            .make(&factory)
+            .make(&factory, descriptor)
             .map_err(|error| self.not_made(Some(&factory), descriptor, &error))?;
         // From here on there is a protocol, which hears of its end whatever comes.
         self.counters.callbacks.add(1);
         let action = self
             .introduce(&connection.protocol, descriptor, &client_info)
             .and_then(|()| {
-                let name = self.names.of(Callback::ConnectionMade);
+                let (protocol, callback) = (&connection.protocol, Callback::ConnectionMade);
+                let name = self.names.of(callback);
                 let arguments = (descriptor.number(), &client_info);
-                connection.protocol.call_method1(name, arguments)
+                self.activity
+                    .during(Some(callback), protocol, descriptor, || {
+                        protocol.call_method1(name, arguments)
+                    })
             })
             .and_then(|word| self.action(&connection, Callback::ConnectionMade, &word));
         match action {

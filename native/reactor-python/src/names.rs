@@ -16,7 +16,7 @@ pub(crate) enum Callback {
 }
 
 impl Callback {
-    const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::ConnectionMade,
         Self::DataReceived,
         Self::DatagramReceived,
