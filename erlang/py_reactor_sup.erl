@@ -27,8 +27,10 @@ init(#{contexts := Size} = Settings) ->
     end,
     %% No connection depends on a helper, so one that fails a few times must not end them all.
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10}, [
+        Child(py_reactor_events, [Settings]),
         Child(py_reactor_log, []),
         Child(py_reactor_python, [Settings]),
         Child(py_reactor_pool, [Size]),
+        Child(py_reactor_watchdog, [Settings]),
         Supervisor(py_reactor_context_sup, [Size])
     ]}}.
