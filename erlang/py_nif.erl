@@ -1,6 +1,6 @@
 %%% The native library: stubs, specs and -on_load, nothing else.
 %%%
-%%% Only py, py_reactor_context, the acceptor and the application's start call it.
+%%% Only py, py_reactor, py_reactor_context, the acceptor and the application's start call it.
 -module(py_nif).
 
 %% Python: interpreter, calls, log
@@ -16,9 +16,14 @@
 %% Slow callbacks
 -export([context_glance/1, context_look/3]).
 
+%% Single connections
+-export([connection_send/2, connection_send_large/2, connection_push/2, connection_close/1]).
+-export([connection_monitor/1, connection_demonitor/1]).
+
 -on_load(load/0).
 
--export_type([ticket/0, work/0, failure/0, context/0, connection/0, glance/0, seen/0]).
+-export_type([ticket/0, work/0, failure/0, context/0, connection/0, monitor/0]).
+-export_type([glance/0, seen/0]).
 
 -type ticket() :: reference().
 -type work() ::
@@ -47,6 +52,7 @@
         waited_ms := non_neg_integer()
     }}
     | {error, Traceback :: binary()}.
+-type monitor() :: reference().
 -type failure() :: {Class :: binary(), Message :: binary(), Traceback :: binary()}.
 
 %%--------------------------------------------------------------------------------------------------
@@ -119,7 +125,7 @@ context_running(_Context) ->
 context_busy_ms(_Context) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
--spec context_stats(context()) -> #{atom() => non_neg_integer()}.
+-spec context_stats(context()) -> #{atom() => non_neg_integer() | #{atom() => non_neg_integer()}}.
 context_stats(_Context) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
@@ -146,6 +152,39 @@ context_glance(_Context) ->
 %% soon as the GIL can be had.
 -spec context_look(context(), Job :: pos_integer(), Tag :: non_neg_integer()) -> ok.
 context_look(_Context, _Job, _Tag) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%%--------------------------------------------------------------------------------------------------
+%% Single connections
+
+%% Runs message_received on the protocol of the connection.
+-spec connection_send(connection(), term()) ->
+    ok | {error, closed | overload | {bad_message, Explanation :: binary()}}.
+connection_send(_Connection, _Message) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% The same on a dirty scheduler, for terms that take long to read.
+-spec connection_send_large(connection(), term()) ->
+    ok | {error, closed | overload | {bad_message, Explanation :: binary()}}.
+connection_send_large(_Connection, _Message) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec connection_push(connection(), iodata()) -> ok | {error, closed | dropped | too_large}.
+connection_push(_Connection, _Data) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec connection_close(connection()) -> ok | {error, closed}.
+connection_close(_Connection) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% The calling process gets {'DOWN', Monitor, connection, Connection, Reason} once.
+-spec connection_monitor(connection()) -> monitor().
+connection_monitor(_Connection) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% True if no message was sent and none will be.
+-spec connection_demonitor(monitor()) -> boolean().
+connection_demonitor(_Monitor) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %%--------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 mod beam;
 mod calls;
+mod connections;
 mod context;
 mod log;
 mod nifs;

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use rustler::types::atom::{error, ok};
-use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
+use rustler::{Binary, Encoder, Env, Error, NifResult, ResourceArc, Term};
 
+use reactor::{Counters, PushError, SendError};
 use reactor_python::value::{ConversionError, Value};
 use reactor_python::{Glance, Look};
 
@@ -15,6 +16,7 @@ use crate::beam::post::post;
 use crate::beam::select::report_ready;
 use crate::beam::term::decode;
 use crate::calls::{self, Call, Failure, Refused, Work};
+use crate::connections::{Connection, Watch};
 use crate::context::{Context, adopt_error};
 use crate::log;
 use crate::python::interpreter::{self, Settings};
@@ -171,7 +173,7 @@ fn decode_map(term: Term<'_>) -> NifResult<Result<Vec<(Value, Value)>, Conversio
 // Reactor: contexts and connections
 
 mod reactor_atoms {
-    rustler::atoms! { no_context, bad_info, ready_input, ready_output, busy_ms }
+    rustler::atoms! { no_context, bad_info, ready_input, ready_output, busy_ms, closed_by, closed, dropped, too_large, bad_message }
 }
 
 /// context_start(MaxConnections, LingerMs | -1) -> {ok, Context} | {error, Text}
@@ -217,13 +219,20 @@ fn context_busy_ms(context: ResourceArc<Context>) -> u64 {
 #[rustler::nif]
 fn context_stats(env: Env<'_>, context: ResourceArc<Context>) -> NifResult<Term<'_>> {
     let mailbox = context.mailbox();
-    let counters = mailbox.counters().snapshot();
-    let stats = Term::map_new(env).map_put(reactor_atoms::busy_ms(), mailbox.busy_ms())?;
-    counters
-        .into_iter()
-        .try_fold(stats, |stats, (name, value)| {
-            stats.map_put(rustler::Atom::from_str(env, name)?, value)
+    let stats = encode_counters(env, mailbox.counters())?;
+    stats.map_put(reactor_atoms::busy_ms(), mailbox.busy_ms())
+}
+
+/// A map of counters, with the map `closed_by` among them.
+fn encode_counters<'a>(env: Env<'a>, counters: &Counters) -> NifResult<Term<'a>> {
+    let map = |numbers: Vec<(&'static str, u64)>| {
+        let mut numbers = numbers.into_iter();
+        numbers.try_fold(Term::map_new(env), |map, (name, value)| {
+            map.map_put(rustler::Atom::from_str(env, name)?, value)
         })
+    };
+    let closed_by = map(counters.closed_by())?;
+    map(counters.snapshot())?.map_put(reactor_atoms::closed_by(), closed_by)
 }
 
 /// handoff(Context, Fd, Info, Nodelay) -> {ok, Ticket} | {error, Reason}
@@ -336,4 +345,87 @@ fn encode_look(env: Env<'_>, look: Look, stack: String, waited: Duration) -> Nif
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+// ---------------------------------------------------------------------------------------------
+// Single connections
+
+/// connection_send(Connection, Term) -> ok | {error, Reason}
+#[rustler::nif]
+fn connection_send<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    message: Term<'a>,
+) -> Term<'a> {
+    send_to(env, &connection, message)
+}
+
+/// The same for a term that takes a scheduler long to read
+#[rustler::nif(schedule = "DirtyCpu")]
+fn connection_send_large<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    message: Term<'a>,
+) -> Term<'a> {
+    send_to(env, &connection, message)
+}
+
+fn send_to<'a>(env: Env<'a>, connection: &Connection, message: Term<'a>) -> Term<'a> {
+    match decode(message) {
+        Err(bad) => (error(), (reactor_atoms::bad_message(), bad.to_string())).encode(env),
+        Ok(message) => match connection.send(message) {
+            Ok(()) => ok().encode(env),
+            Err(refused) => encode_send_error(env, refused),
+        },
+    }
+}
+
+/// connection_push(Connection, Iodata) -> ok | {error, Reason}
+#[rustler::nif]
+fn connection_push<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    data: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let bytes = Binary::from_iolist(data)?;
+    Ok(match connection.push(bytes.as_slice()) {
+        Ok(()) => ok().encode(env),
+        Err(refused) => {
+            let reason = match refused {
+                PushError::Closed => reactor_atoms::closed(),
+                PushError::Dropped => reactor_atoms::dropped(),
+                PushError::TooLarge => reactor_atoms::too_large(),
+            };
+            (error(), reason).encode(env)
+        }
+    })
+}
+
+/// connection_close(Connection) -> ok | {error, closed}
+#[rustler::nif]
+fn connection_close(env: Env<'_>, connection: ResourceArc<Connection>) -> Term<'_> {
+    match connection.close() {
+        Ok(()) => ok().encode(env),
+        Err(refused) => encode_send_error(env, refused),
+    }
+}
+
+/// connection_monitor(Connection) -> Monitor
+#[rustler::nif]
+fn connection_monitor(env: Env<'_>, connection: ResourceArc<Connection>) -> ResourceArc<Watch> {
+    Watch::start(env, connection)
+}
+
+/// connection_demonitor(Monitor) -> whether no message was sent and none will be
+#[rustler::nif]
+fn connection_demonitor(watch: ResourceArc<Watch>) -> bool {
+    watch.cancel()
+}
+
+fn encode_send_error(env: Env<'_>, refused: SendError) -> Term<'_> {
+    let reason = match refused {
+        SendError::Closed => reactor_atoms::closed(),
+        SendError::Full => atoms::overload(),
+    };
+    (error(), reason).encode(env)
 }

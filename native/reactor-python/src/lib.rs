@@ -11,6 +11,7 @@ pub mod functions;
 mod handle;
 mod handler;
 mod names;
+mod recipe;
 mod stack;
 pub mod value;
 
@@ -18,3 +19,4 @@ pub use activity::{Activity, Glance, Look, Place};
 pub use exception::{Description, class_name, describe};
 pub use handle::adopt;
 pub use handler::{Opening, PythonHandler, Refusal, Reply, Report, Surroundings};
+pub use recipe::{Errand, Named, Recipe};
