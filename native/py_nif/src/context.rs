@@ -16,8 +16,8 @@ use reactor_python::{
 use rustler::types::atom::{error, ok};
 use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc, Term};
 
+use crate::beam::park::BeamDemultiplexer;
 use crate::beam::post::post;
-use crate::beam::select::BeamDemultiplexer;
 use crate::log::{Level, log};
 use crate::python::interpreter;
 use crate::python::library;
@@ -257,7 +257,8 @@ pub(crate) fn adopt_error(env: Env<'_>, refused: AdoptError) -> Term<'_> {
     }
 }
 
-fn encode_reply(env: Env<'_>, result: Result<(), Refusal>) -> Term<'_> {
+/// `ok` or `{error, Reason}`.
+pub(crate) fn encode_reply(env: Env<'_>, result: Result<(), Refusal>) -> Term<'_> {
     match result {
         Ok(()) => ok().encode(env),
         Err(Refusal::NoProtocolFactory) => (error(), atoms::no_protocol_factory()).encode(env),

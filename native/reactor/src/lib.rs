@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod acceptor;
 mod action;
 mod address;
 mod connection;
@@ -35,6 +36,7 @@ mod service;
 mod state;
 mod timers;
 
+pub use acceptor::{Accepted, Acceptor, Endpoint, ListenOptions};
 pub use action::Action;
 pub use address::Address;
 pub use counters::{Counter, Counters};
