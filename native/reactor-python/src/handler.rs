@@ -439,7 +439,6 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
 
 /// Counts a call into a protocol that took so long.
 fn count_call(descriptor: &Descriptor, took: Duration) {
-    let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     if let Some(owner) = descriptor.owner() {
         owner.count(|counters| counters.count_callback(took));
     }
