@@ -210,4 +210,5 @@ flat(Stats) ->
         {list_to_atom("closed_by_" ++ atom_to_list(Reason)), Count}
      || {Reason, Count} <- maps:to_list(Nested)
     ],
-    maps:merge(maps:remove(closed_by, Stats), maps:from_list(Reasons)).
+    Numbers = maps:filter(fun(_, Value) -> is_integer(Value) end, Stats),
+    maps:merge(Numbers, maps:from_list(Reasons)).

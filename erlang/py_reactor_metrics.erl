@@ -8,12 +8,18 @@
 %% API
 -export([metrics/0, render/1, figures/0]).
 
+%% For the dashboard
+-export([text/1, version/0]).
+
 -export_type([figures/0]).
 
 -type stats() :: #{atom() => non_neg_integer() | #{atom() => non_neg_integer()}}.
+-type listener() :: #{
+    name := term(), pid := pid(), status := atom(), address := binary(), protocol := binary()
+}.
 -type figures() :: #{
     contexts := [{#{context := py_reactor_pool:label(), pid := pid()}, stats()}],
-    listeners := [{#{listener := term(), pid := pid(), status := atom()}, stats()}]
+    listeners := [{listener(), stats()}]
 }.
 
 %% @doc All metrics of this node, in the text format of Prometheus.
@@ -41,11 +47,29 @@ listeners() ->
 listener(Name) ->
     case py_reactor:listener_info(Name) of
         #{pid := Pid, status := Status} = Info ->
-            Counted = maps:with([max_connections | [Key || {Key, _, _, _, _} <- table()]], Info),
-            [{#{listener => Name, pid => Pid, status => Status}, Counted}];
+            Metadata = #{
+                name => Name,
+                pid => Pid,
+                status => Status,
+                address => address(Info),
+                protocol => protocol(Info)
+            },
+            [{Metadata, maps:with([max_connections, closed | keys()] -- of_contexts(), Info)}];
         {error, _} ->
             []
     end.
+
+address(#{local := Path}) when is_binary(Path) -> Path;
+address(#{ip := Ip, port := Port}) when tuple_size(Ip) =:= 8 -> binary(["[", inet:ntoa(Ip), "]"], Port);
+address(#{ip := Ip, port := Port}) -> binary(inet:ntoa(Ip), Port).
+
+binary(Host, Port) ->
+    iolist_to_binary([Host, $:, integer_to_list(Port)]).
+
+protocol(#{protocol := {Module, Name, _Kwargs}}) ->
+    unicode:characters_to_binary(io_lib:format("~ts.~ts", [Module, Name]));
+protocol(_) ->
+    <<"default">>.
 
 %% Key, name without its prefix, type, how its value is written, help.
 table() ->
@@ -76,14 +100,21 @@ table() ->
             "How long the worker has been in its present turn; 0 while it sleeps."}
     ].
 
+keys() ->
+    [Key || {Key, _, _, _, _} <- table()].
+
+%% A listener has no worker.
+of_contexts() ->
+    [queue_depth, parked, parkings, wakes, busy_ms].
+
 %% @doc Figures in the text format of Prometheus.
 -spec render(figures()) -> binary().
 render(#{contexts := Contexts, listeners := Listeners}) ->
     ByContext = [{[{"context", text(C)}], Stats} || {#{context := C}, Stats} <- Contexts],
-    ByListener = [{[{"listener", text(L)}], Stats} || {#{listener := L}, Stats} <- Listeners],
+    ByListener = [{[{"listener", text(L)}], Stats} || {#{name := L}, Stats} <- Listeners],
     Status = [
         {[{"listener", text(L)}, {"status", text(Wanted)}], truth(Status =:= Wanted)}
-     || {#{listener := L, status := Status}, _} <- Listeners, Wanted <- [running, suspended, draining]
+     || {#{name := L, status := Status}, _} <- Listeners, Wanted <- [running, suspended, draining]
     ],
     Limits = [
         {Labels, integer_to_list(Most)}
@@ -146,12 +177,18 @@ escaped($") -> "\\\"";
 escaped($\n) -> "\\n";
 escaped(C) -> C.
 
-%% As Erlang writes it, so that two names never give one label: `1' is the first context of the pool,
+%% @doc A name as Erlang writes it, so that two names never give one label: `1' is the first context of the pool,
 %% `'1'' a process of that name.
+-spec text(term()) -> string().
 text(Name) ->
     unicode:characters_to_list(io_lib:format("~0tp", [Name])).
 
 versions() ->
+    [{"version", binary_to_list(version())}, {"otp", erlang:system_info(otp_release)}].
+
+%% @doc The version of this application.
+-spec version() -> binary().
+version() ->
     _ = application:load(py_reactor),
     {ok, Version} = application:get_key(py_reactor, vsn),
-    [{"version", Version}, {"otp", erlang:system_info(otp_release)}].
+    list_to_binary(Version).
