@@ -14,6 +14,7 @@ from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from platform import python_version
+from typing import cast
 
 import erlang
 from erlang import reactor
@@ -95,7 +96,7 @@ class Dashboard(reactor.Protocol):
 
     def message_received(self, message: object) -> reactor.Action:
         """The keeper's answer: ``(number, body)``."""
-        number, body = message  # type: ignore[misc]
+        number, body = cast("tuple[int, bytes]", message)
         if self._waits is None or number != self._number:
             return "continue"  # It came after its time was over.
         (request, kind), self._waits = self._waits, None

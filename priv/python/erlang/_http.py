@@ -126,9 +126,7 @@ def _request(line: bytes, lines: list[bytes]) -> Request:
     if host is None and persistent:
         raise Refused(HTTPStatus.BAD_REQUEST, "no Host")
     if method not in (b"GET", b"HEAD"):
-        raise Refused(
-            HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", ("Allow", "GET, HEAD")
-        )
+        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", ("Allow", "GET, HEAD"))
     authority, target = _split(target, host)
     path, _, query = target.decode("ascii").partition("?")
     options = b",".join(fields.get(b"connection", [])).lower().split(b",")
