@@ -102,8 +102,8 @@ impl ServerCost {
 impl Report {
     pub(crate) fn text(&self) -> String {
         let unit = match self.mode {
-            Mode::Steady => "requests",
             Mode::Churn | Mode::MixedClose => "connections",
+            _ => "requests",
         };
         let mut text = format!(
             "{}: {} connections, {} idle, {} bytes, {:.2} s, every byte right\n\
