@@ -99,9 +99,10 @@ impl Churn {
     fn new(args: &Args) -> Result<Churn> {
         Ok(Churn {
             address: args.address,
-            endings: match args.mode {
-                Mode::MixedClose => &MIXED,
-                _ => &MIXED[..1],
+            endings: if args.mode == Mode::MixedClose {
+                &MIXED
+            } else {
+                &MIXED[..1]
             },
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             slots: (0..args.connections).map(|_| None).collect(),
