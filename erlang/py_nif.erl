@@ -1,6 +1,6 @@
 %%% The native library: stubs, specs and -on_load, nothing else.
 %%%
-%%% Only py, py_reactor_context, the acceptor and the application's start call it.
+%%% Only py, py_reactor, py_reactor_context, the processes of listeners and the application's start call it.
 -module(py_nif).
 
 %% Python: interpreter, calls, log
@@ -13,9 +13,21 @@
 -export([context_busy_ms/1, context_stats/1]).
 -export([handoff/4, ready/2]).
 
+%% Single connections
+-export([connection_send/2, connection_send_large/2, connection_push/2, connection_close/1]).
+-export([connection_monitor/1, connection_demonitor/1]).
+
+%% Listeners
+-export([recipe_new/2, recipe_prepare/2]).
+-export([listener_new/2, listener_own/1, listener_open/1, listener_close/1, listener_accept/2]).
+-export([listener_address/1, listener_state/1, listener_set_stage/2, listener_stats/1]).
+-export([listener_set_max_connections/2, listener_max_connections/1, listener_await/3]).
+-export([acceptor_open/1, acceptor_accept/2, acceptor_close/1]).
+
 -on_load(load/0).
 
--export_type([ticket/0, work/0, failure/0, context/0, connection/0]).
+-export_type([ticket/0, work/0, failure/0, context/0, connection/0, monitor/0]).
+-export_type([recipe/0, listener/0, acceptor/0, stage/0]).
 
 -type ticket() :: reference().
 -type work() ::
@@ -24,6 +36,11 @@
     | {call, Module :: binary(), Function :: binary(), Args :: list(), Kwargs :: map()}.
 -type context() :: reference().
 -type connection() :: reference().
+-type monitor() :: reference().
+-type recipe() :: reference().
+-type listener() :: reference().
+-type acceptor() :: reference().
+-type stage() :: serving | draining | ending.
 -type failure() :: {Class :: binary(), Message :: binary(), Traceback :: binary()}.
 
 %%--------------------------------------------------------------------------------------------------
@@ -96,7 +113,7 @@ context_running(_Context) ->
 context_busy_ms(_Context) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
--spec context_stats(context()) -> #{atom() => non_neg_integer()}.
+-spec context_stats(context()) -> #{atom() => non_neg_integer() | #{atom() => non_neg_integer()}}.
 context_stats(_Context) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
@@ -109,6 +126,125 @@ handoff(_Context, _Fd, _Info, _Nodelay) ->
 %% Tells the worker of a parked connection what enif_select said. False if it is no connection.
 -spec ready(connection(), ready_input | ready_output) -> boolean().
 ready(_Connection, _Readiness) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%%--------------------------------------------------------------------------------------------------
+%% Single connections
+
+%% Runs message_received on the protocol of the connection.
+-spec connection_send(connection(), term()) ->
+    ok | {error, closed | overload | {bad_message, Explanation :: binary()}}.
+connection_send(_Connection, _Message) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% The same on a dirty scheduler, for terms that take long to read.
+-spec connection_send_large(connection(), term()) ->
+    ok | {error, closed | overload | {bad_message, Explanation :: binary()}}.
+connection_send_large(_Connection, _Message) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec connection_push(connection(), iodata()) -> ok | {error, closed | dropped | too_large}.
+connection_push(_Connection, _Data) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec connection_close(connection()) -> ok | {error, closed}.
+connection_close(_Connection) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% The calling process gets {'DOWN', Monitor, connection, Connection, Reason} once.
+-spec connection_monitor(connection()) -> monitor().
+connection_monitor(_Connection) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% True if no message was sent and none will be.
+-spec connection_demonitor(monitor()) -> boolean().
+connection_demonitor(_Monitor) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%%--------------------------------------------------------------------------------------------------
+%% Listeners
+
+%% How the protocols of a listener are made. Contexts forget it when it is collected.
+-spec recipe_new(
+    undefined | {Module :: binary(), Name :: binary(), Kwargs :: map()}, Info :: map()
+) -> {ok, recipe()} | {error, {bad_option, info | protocol}}.
+recipe_new(_Protocol, _Info) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Imports it in a context. The answer comes as {Ticket, ok | {error, Reason}}; no_context is that of a
+%% context that has ended, or takes no messages now.
+-spec recipe_prepare(recipe(), context()) -> ticket().
+recipe_prepare(_Recipe, _Context) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Nothing is opened yet.
+-spec listener_new(recipe(), py_reactor_listener_options:checked()) -> listener().
+listener_new(_Recipe, _Options) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% When the calling process ends the socket is closed and the connections end.
+-spec listener_own(listener()) -> ok.
+listener_own(_Listener) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Opens the socket, after the first time with the port that it had.
+-spec listener_open(listener()) -> ok | {error, inet:posix()}.
+listener_open(_Listener) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec listener_close(listener()) -> ok.
+listener_close(_Listener) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Accepts a batch without waiting for more.
+-spec listener_accept(listener(), [context()]) -> more | empty | full | {pause, atom()} | closed.
+listener_accept(_Listener, _Contexts) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Where it listens, or last did.
+-spec listener_address(listener()) ->
+    {inet:ip_address(), inet:port_number()} | {local, binary()}.
+listener_address(_Listener) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec listener_state(listener()) -> {open | closed, stage()}.
+listener_state(_Listener) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Has every context look at its connections.
+-spec listener_set_stage(listener(), stage()) -> ok.
+listener_set_stage(_Listener, _Stage) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec listener_stats(listener()) -> #{atom() => term()}.
+listener_stats(_Listener) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec listener_set_max_connections(listener(), non_neg_integer() | infinity) -> ok.
+listener_set_max_connections(_Listener, _MaxConnections) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec listener_max_connections(listener()) -> non_neg_integer() | infinity.
+listener_max_connections(_Listener) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% {Ticket, Active} comes as soon as the number of connections lies between the two, both included.
+-spec listener_await(listener(), non_neg_integer(), non_neg_integer() | infinity) -> ticket().
+listener_await(_Listener, _From, _To) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% A duplicate of the socket for the calling process, with which it is closed.
+-spec acceptor_open(listener()) -> {ok, acceptor()} | closed | {error, inet:posix()}.
+acceptor_open(_Listener) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Accepts a batch; py_reactor_acceptor says what comes after each answer.
+-spec acceptor_accept(acceptor(), [context()]) -> armed | more | full | {pause, atom()} | closed.
+acceptor_accept(_Acceptor, _Contexts) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+-spec acceptor_close(acceptor()) -> ok.
+acceptor_close(_Acceptor) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %%--------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@
 
 %% API
 -export([start_link/1, make_table/0, join/2, next/0, find/1, contexts/0]).
+-export([handles/1, pids/1, is_held_up/1]).
 
 %% gen_server callbacks
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
@@ -21,8 +22,9 @@
 -type index() :: pos_integer() | none.
 %% The place of a context in the default pool; `none' for one outside of it.
 
-%% Rows: {Pid, Handle} for every context, {{pool, Index}, Handle} for those of the pool, and
-%% {pool, Size, Turn} with an atomic counter that callers share.
+%% Rows: {Pid, Handle} for every context, {{pool, Index}, Handle} for those of the pool,
+%% {pool, Size, Turn} with an atomic counter that callers share, and {handles, Handles} with all those
+%% of the pool once more, for whoever wants them in one look.
 -define(TABLE, ?MODULE).
 
 %% A context in the same turn for longer than this gets no new connections while another one has
@@ -67,7 +69,7 @@ next(Last, Last, _Size, Otherwise) ->
 next(N, Last, Size, Otherwise) ->
     case ets:lookup(?TABLE, {pool, N rem Size + 1}) of
         [{_, Handle}] ->
-            case py_nif:context_busy_ms(Handle) > ?BUSY_MS of
+            case is_held_up(Handle) of
                 true -> next(N + 1, Last, Size, {ok, Handle});
                 false -> {ok, Handle}
             end;
@@ -90,6 +92,32 @@ find(Pid) when is_pid(Pid) ->
         error:badarg -> {error, no_context}
     end.
 
+%% @doc The contexts that are there now, of the default pool or of a list.
+-spec handles(all | [py_reactor_context:context()]) -> [py_nif:context()].
+handles(all) ->
+    try
+        ets:lookup_element(?TABLE, handles, 2)
+    catch
+        error:badarg -> []
+    end;
+handles(Contexts) ->
+    [Handle || Context <- Contexts, {ok, Handle} <- [find(Context)]].
+
+%% @doc The processes of those contexts.
+-spec pids(all | [py_reactor_context:context()]) -> [pid()].
+pids(Contexts) ->
+    Handles = handles(Contexts),
+    try
+        [Pid || {Pid, Handle} <- ets:tab2list(?TABLE), is_pid(Pid), lists:member(Handle, Handles)]
+    catch
+        error:badarg -> []
+    end.
+
+%% @doc Whether a callback of the context has been running for so long that others should be preferred.
+-spec is_held_up(py_nif:context()) -> boolean().
+is_held_up(Handle) ->
+    py_nif:context_busy_ms(Handle) > ?BUSY_MS.
+
 %% @doc All context processes, those of the default pool and others.
 -spec contexts() -> [pid()].
 contexts() ->
@@ -108,6 +136,7 @@ init(Size) ->
     %% After a restart the contexts are all still there.
     _ = [monitor(process, Pid) || {Pid, _} <- ets:tab2list(?TABLE), is_pid(Pid)],
     true = ets:insert(?TABLE, {pool, Size, atomics:new(1, [{signed, false}])}),
+    list_handles(),
     {ok, no_state}.
 
 %% @private
@@ -116,6 +145,7 @@ handle_call({join, Pid, Handle, Index}, _From, State) ->
     _ = monitor(process, Pid),
     Rows = [{{pool, Index}, Handle} || is_integer(Index)],
     true = ets:insert(?TABLE, [{Pid, Handle} | Rows]),
+    list_handles(),
     {reply, ok, State};
 handle_call(Call, _From, State) ->
     ?LOG_WARNING(#{what => unexpected_call, process => ?MODULE, call => Call}),
@@ -141,8 +171,14 @@ handle_info(Message, State) ->
 
 %%--------------------------------------------------------------------------------------------------
 
+list_handles() ->
+    Pool = lists:keysort(1, ets:match_object(?TABLE, {{pool, '_'}, '_'})),
+    true = ets:insert(?TABLE, {handles, [Handle || {_, Handle} <- Pool]}),
+    ok.
+
 leave(Handle) ->
     true = ets:match_delete(?TABLE, {{pool, '_'}, Handle}),
+    list_handles(),
     _ = erlang:send_after(?REAP_MS, self(), {reap, Handle}),
     ok.
 

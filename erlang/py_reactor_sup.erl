@@ -1,5 +1,5 @@
 %%% The top of the supervision tree. No child depends on another's process: Python never ends once it
-%%% runs, and the table of contexts belongs to this supervisor.
+%%% runs, and the tables of contexts and listeners belong to this supervisor.
 -module(py_reactor_sup).
 
 -behaviour(supervisor).
@@ -19,6 +19,7 @@ start_link(Settings) ->
     {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init(#{contexts := Size} = Settings) ->
     ok = py_reactor_pool:make_table(),
+    ok = py_reactor_listeners:make_table(),
     Child = fun(Module, Argument) ->
         #{id => Module, start => {Module, start_link, Argument}}
     end,
@@ -30,5 +31,7 @@ init(#{contexts := Size} = Settings) ->
         Child(py_reactor_log, []),
         Child(py_reactor_python, [Settings]),
         Child(py_reactor_pool, [Size]),
-        Supervisor(py_reactor_context_sup, [Size])
+        Supervisor(py_reactor_context_sup, [Size]),
+        %% Last, so that listeners end first: what they still serve needs contexts.
+        Supervisor(py_reactor_listeners, [])
     ]}}.

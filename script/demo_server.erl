@@ -53,7 +53,7 @@ serve(ListenSock, Acceptor, Status) ->
 status_line(Contexts) ->
     Sum = lists:foldl(fun add/2, #{}, [py_reactor_context:stats(C) || C <- Contexts]),
     [Open, Adopted, In, Out, Exceptions] =
-        [maps:get(K, Sum, 0) || K <- [connections, adopted, bytes_in, bytes_out, exceptions]],
+        [maps:get(K, Sum, 0) || K <- [active, accepted, bytes_in, bytes_out, exceptions]],
     {UptimeMs, _} = erlang:statistics(wall_clock),
     {Start, End} = case os:getenv("DEMO_TERMINAL") of
         "1" -> {"\r", "\e[K"};

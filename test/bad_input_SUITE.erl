@@ -957,7 +957,7 @@ handoff_beyond_the_limit_is_overload(Config) ->
     [ok = reactor_case:echoes(Client, <<"served">>) || Client <- Clients],
     ok = gen_tcp:close(hd(Clients)),
     wait_until("there is room again", fun() ->
-        maps:get(connections, py_reactor_context:stats(Context)) =:= 2
+        maps:get(active, py_reactor_context:stats(Context)) =:= 2
     end),
     Next = open(Listener, #{}, Context),
     ok = reactor_case:echoes(Next, <<"served">>),

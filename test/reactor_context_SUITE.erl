@@ -75,7 +75,7 @@ a_context_serves_what_it_is_given(_Config) ->
     [Client, Other] = [connect(Context) || _ <- [1, 2]],
     echoes(Client, rand:bytes(100_000)),
     echoes(Other, <<"too">>),
-    ?assertMatch(#{adopted := 2, connections := 2}, py_reactor_context:stats(Context)),
+    ?assertMatch(#{accepted := 2, active := 2}, py_reactor_context:stats(Context)),
     [lost(C) || C <- [Client, Other]],
     ok = py_reactor_context:stop(Context),
     ?assertNot(is_process_alive(Context)),
@@ -92,7 +92,7 @@ a_context_has_the_name_it_is_given(_Config) ->
     ),
     Client = connect(kinds_context),
     echoes(Client, <<"by name">>),
-    ?assertMatch(#{connections := 1}, py_reactor_context:stats(kinds_context)),
+    ?assertMatch(#{active := 1}, py_reactor_context:stats(kinds_context)),
     ok = py_reactor_context:interrupt(kinds_context),
     echoes(Client, <<"nothing to interrupt">>),
     lost(Client),
@@ -131,15 +131,15 @@ stats_count_bytes_and_callbacks(_Config) ->
     echoes(Client, rand:bytes(1000)),
     ?assertMatch(
         #{
-            adopted := 1, closed := 0, connections := 1, refused := 0,
+            accepted := 1, closed := 0, active := 1, refused := 0,
             bytes_in := 1000, bytes_out := 1000
         },
         py_reactor_context:stats(Context)
     ),
     lost(Client),
     wait_until("it is counted", fun() ->
-        maps:with([adopted, closed, connections], py_reactor_context:stats(Context)) =:=
-            #{adopted => 1, closed => 1, connections => 0}
+        maps:with([accepted, closed, active], py_reactor_context:stats(Context)) =:=
+            #{accepted => 1, closed => 1, active => 0}
     end),
     ok = py_reactor_context:stop(Context).
 
@@ -311,7 +311,7 @@ a_full_context_answers_overload_until_a_place_is_free(_Config) ->
         end
      || _ <- lists:seq(1, 10)
     ],
-    ?assertMatch(#{connections := 3, refused := 10}, py_reactor_context:stats(Context)),
+    ?assertMatch(#{active := 3, refused := 10}, py_reactor_context:stats(Context)),
     [echoes(Client, <<"served">>) || Client <- Clients],
     lost(First),
     wait_until("a place is free", fun() -> stat(Context, connections) =:= 2 end),
@@ -332,7 +332,7 @@ places_are_given_again_for_ever(_Config) ->
         end
      || _ <- lists:seq(1, 100)
     ],
-    ?assertMatch(#{adopted := 100, closed := 100, refused := 0}, py_reactor_context:stats(Context)),
+    ?assertMatch(#{accepted := 100, closed := 100, refused := 0}, py_reactor_context:stats(Context)),
     ok = py_reactor_context:stop(Context).
 
 a_context_that_ended_takes_nothing_more(_Config) ->
@@ -522,9 +522,9 @@ a_flood_of_requests_costs_no_connection(_Config) ->
 
 the_pool_gives_each_context_its_turn(_Config) ->
     protocol(echo()),
-    Before = [stat(Context, adopted) || Context <- pool()],
+    Before = [stat(Context, accepted) || Context <- pool()],
     Clients = [connect() || _ <- lists:seq(1, 20)],
-    After = [stat(Context, adopted) || Context <- pool()],
+    After = [stat(Context, accepted) || Context <- pool()],
     ?assertEqual([10, 10], lists:zipwith(fun(A, B) -> A - B end, After, Before)),
     [lost(Client) || Client <- Clients].
 
@@ -590,7 +590,7 @@ a_thousand_idle_connections_are_parked_and_echo(_Config) ->
     ),
     wait_until("all are counted out", fun() ->
         maps:with([parked, connections], py_reactor_context:stats(Context)) =:=
-            #{parked => 0, connections => 0}
+            #{parked => 0, active => 0}
     end),
     ok = py_reactor_context:stop(Context).
 

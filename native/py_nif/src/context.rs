@@ -9,13 +9,13 @@ use pyo3::prelude::*;
 use reactor::{AdoptError, Door, Engine, Groundwork, Mailbox, SendError, Settings, Turn};
 use reactor_python::value::Value;
 use reactor_python::{
-    Activity, Opening, PythonHandler, Refusal, Report, Surroundings, adopt, describe,
+    Activity, Opening, PythonHandler, Refusal, Reply, Report, Surroundings, adopt, describe,
 };
 use rustler::types::atom::{error, ok};
 use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc, Term};
 
+use crate::beam::park::BeamDemultiplexer;
 use crate::beam::post::post;
-use crate::beam::select::BeamDemultiplexer;
 use crate::log::{Level, log};
 use crate::python::interpreter;
 use crate::python::library;
@@ -113,10 +113,21 @@ impl Context {
                 Vec::new(),
             );
         }
-        let reply = Box::new(|result| ticket.answer(move |env| encode_reply(env, result)));
-        let sent = self.door.hand_in(descriptor, Opening { info, reply });
-        if let Err((SendError::Full, opening)) = sent {
-            (opening.reply)(Err(Refusal::Overload));
+        let reply: Reply = Box::new(|result| ticket.answer(move |env| encode_reply(env, result)));
+        let opening = Opening {
+            info,
+            recipe: None,
+            reply: Some(reply),
+        };
+        let sent = self.door.hand_in(descriptor, opening);
+        if let Err((
+            SendError::Full,
+            Opening {
+                reply: Some(reply), ..
+            },
+        )) = sent
+        {
+            reply(Err(Refusal::Overload));
         }
         // A context that has ended drops the opening, and the ticket answers for itself.
         Ok(())
@@ -137,6 +148,11 @@ impl Context {
     /// Whether the worker has not ended yet.
     pub(crate) fn is_running(&self) -> bool {
         self.running.load(Ordering::Acquire)
+    }
+
+    /// Where connections are handed in.
+    pub(crate) const fn door(&self) -> &Door<Opening> {
+        &self.door
     }
 
     pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
@@ -217,7 +233,8 @@ pub(crate) fn adopt_error(env: Env<'_>, refused: AdoptError) -> Term<'_> {
     }
 }
 
-fn encode_reply(env: Env<'_>, result: Result<(), Refusal>) -> Term<'_> {
+/// `ok` or `{error, Reason}`.
+pub(crate) fn encode_reply(env: Env<'_>, result: Result<(), Refusal>) -> Term<'_> {
     match result {
         Ok(()) => ok().encode(env),
         Err(Refusal::NoProtocolFactory) => (error(), atoms::no_protocol_factory()).encode(env),

@@ -3,7 +3,9 @@
 
 mod beam;
 mod calls;
+mod connections;
 mod context;
+mod listener;
 mod log;
 mod nifs;
 mod python;
@@ -11,11 +13,17 @@ mod ticket;
 
 use rustler::{Env, Term};
 
+use crate::beam::park::Parked;
+use crate::listener::Waiting;
+
 rustler::init!("py_nif", load = load);
 
 /// Runs once, when the BEAM loads the library.
 fn load(env: Env, _info: Term) -> bool {
-    match python::library::pin().and_then(|()| beam::select::register(env)) {
+    let loaded = python::library::pin()
+        .and_then(|()| beam::select::register::<Parked>(env))
+        .and_then(|()| beam::select::register::<Waiting>(env));
+    match loaded {
         Ok(()) => true,
         Err(error) => {
             eprintln!("py_nif: {error}");

@@ -4,6 +4,7 @@
 //! `BrokenPipeError`, so that a loop around `write` ends.
 
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use pyo3::buffer::PyBuffer;
@@ -12,7 +13,10 @@ use pyo3::exceptions::{
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyTuple};
-use reactor::{Action, AdoptError, Descriptor, Flushed, MAX_READ_BYTES, Received};
+use reactor::{
+    Action, AdoptError, Descriptor, Flushed, MAX_READ_BYTES, Owner, Received, SendError,
+    SlowConsumer,
+};
 
 use crate::buffer;
 use crate::handle;
@@ -28,7 +32,12 @@ pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(connection_resume, module)?)?;
     module.add_function(wrap_pyfunction!(connection_peer, module)?)?;
     module.add_function(wrap_pyfunction!(connection_open, module)?)?;
-    module.add_function(wrap_pyfunction!(connection_close, module)?)
+    module.add_function(wrap_pyfunction!(connection_close, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_id, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_set_timeout, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_hold_reading, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_close_when_idle, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_set_slow_consumer, module)?)
 }
 
 /// Reads at most `size` bytes, and never more than 64 KiB.
@@ -101,16 +110,87 @@ fn connection_resume(connection: &Bound<'_, PyAny>, action: &str) -> PyResult<bo
     let Some(action) = Action::from_word(action) else {
         return Err(PyValueError::new_err(format!("{action:?} is no action")));
     };
+    match with_owner(connection, |owner| owner.resume(action))? {
+        Some(Ok(())) => Ok(true),
+        None | Some(Err(SendError::Closed)) => Ok(false),
+        Some(Err(error @ SendError::Full)) => Err(PyRuntimeError::new_err(error.to_string())),
+    }
+}
+
+/// The number of a connection, which no other one ever has.
+#[pyfunction]
+fn connection_id(connection: &Bound<'_, PyAny>) -> PyResult<u64> {
+    Ok(handle::link(connection)?.id())
+}
+
+/// Has `timeout_expired` called so many seconds from now; None: not at all.
+#[pyfunction]
+fn connection_set_timeout(connection: &Bound<'_, PyAny>, seconds: Option<f64>) -> PyResult<()> {
+    let timeout = seconds.map(Duration::try_from_secs_f64).transpose();
+    let timeout = timeout.map_err(|_| {
+        PyValueError::new_err("a timeout is a number of seconds, not negative, or None")
+    })?;
+    with_owner(connection, |owner| owner.set_timeout(timeout))?;
+    Ok(())
+}
+
+/// Stops reading, or goes on.
+#[pyfunction]
+fn connection_hold_reading(connection: &Bound<'_, PyAny>, hold: bool) -> PyResult<()> {
+    with_owner(connection, |owner| owner.hold_reading(hold))?;
+    Ok(())
+}
+
+/// Closes the connection as soon as there is nothing to read and nothing to write.
+#[pyfunction]
+fn connection_close_when_idle(connection: &Bound<'_, PyAny>) -> PyResult<()> {
+    with_owner(connection, Owner::close_when_idle)?;
+    Ok(())
+}
+
+/// Sets what becomes of pushed messages that the peer does not take.
+#[pyfunction]
+fn connection_set_slow_consumer(
+    connection: &Bound<'_, PyAny>,
+    policy: &str,
+    messages: Option<usize>,
+) -> PyResult<()> {
+    let policy = match (policy, messages) {
+        ("drop_old", None) => SlowConsumer::DropOld,
+        ("drop_new", None) => SlowConsumer::DropNew,
+        ("disconnect", None) => SlowConsumer::Disconnect,
+        ("buffer", Some(messages)) if messages > 0 => SlowConsumer::Buffer(messages),
+        ("buffer", _) => {
+            return Err(PyValueError::new_err(
+                "buffer needs a number of messages, 1 or more",
+            ));
+        }
+        ("drop_old" | "drop_new" | "disconnect", Some(_)) => {
+            return Err(PyValueError::new_err(
+                "only buffer has a number of messages",
+            ));
+        }
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "{policy:?} is none of drop_old, drop_new, buffer and disconnect"
+            )));
+        }
+    };
+    with_owner(connection, |owner| owner.set_slow_consumer(policy))?;
+    Ok(())
+}
+
+/// Does something with a connection that an engine serves; `None` if it is over.
+fn with_owner<T>(
+    connection: &Bound<'_, PyAny>,
+    work: impl FnOnce(&Owner) -> T,
+) -> PyResult<Option<T>> {
     let Some(descriptor) = handle::descriptor(connection)? else {
-        return Ok(false);
+        return Ok(None);
     };
-    let Some(owner) = descriptor.owner() else {
-        return Err(PyValueError::new_err("the connection is driven by hand"));
-    };
-    match owner.resume(action) {
-        Ok(()) => Ok(true),
-        Err(reactor::SendError::Closed) => Ok(false),
-        Err(error @ reactor::SendError::Full) => Err(PyRuntimeError::new_err(error.to_string())),
+    match descriptor.owner() {
+        Some(owner) => Ok(Some(work(owner))),
+        None => Err(PyValueError::new_err("the connection is driven by hand")),
     }
 }
 

@@ -8,19 +8,19 @@
 
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyCapsule};
-use reactor::{AdoptError, Descriptor};
+use reactor::{AdoptError, Descriptor, Link};
 
 const NAME: &CStr = c"py_reactor.connection";
 
 /// What a capsule holds.
 struct Handle {
-    descriptor: Weak<Descriptor>,
+    link: Arc<Link>,
     /// Set for a descriptor that no engine serves: the handle itself keeps it open.
     by_hand: Mutex<Option<Arc<Descriptor>>>,
 }
@@ -35,12 +35,9 @@ pub fn adopt(number: RawFd) -> Result<Arc<Descriptor>, AdoptError> {
     Descriptor::adopt(unsafe { BorrowedFd::borrow_raw(number) })
 }
 
-/// A handle of a connection that an engine serves.
-pub(crate) fn served<'py>(
-    py: Python<'py>,
-    descriptor: &Arc<Descriptor>,
-) -> PyResult<Bound<'py, PyCapsule>> {
-    capsule(py, descriptor, None)
+/// A handle of a connection, whether it is open or not.
+pub(crate) fn linked<'py>(py: Python<'py>, link: &Arc<Link>) -> PyResult<Bound<'py, PyCapsule>> {
+    capsule(py, link, None)
 }
 
 /// A handle that keeps its descriptor open until [`close`].
@@ -48,24 +45,29 @@ pub(crate) fn by_hand<'py>(
     py: Python<'py>,
     descriptor: &Arc<Descriptor>,
 ) -> PyResult<Bound<'py, PyCapsule>> {
-    capsule(py, descriptor, Some(Arc::clone(descriptor)))
+    capsule(py, descriptor.link(), Some(Arc::clone(descriptor)))
 }
 
 fn capsule<'py>(
     py: Python<'py>,
-    descriptor: &Arc<Descriptor>,
+    link: &Arc<Link>,
     by_hand: Option<Arc<Descriptor>>,
 ) -> PyResult<Bound<'py, PyCapsule>> {
     let handle = Handle {
-        descriptor: Arc::downgrade(descriptor),
+        link: Arc::clone(link),
         by_hand: Mutex::new(by_hand),
     };
     PyCapsule::new_with_value(py, handle, NAME)
 }
 
+/// What a handle refers to.
+pub(crate) fn link<'a>(object: &'a Bound<'_, PyAny>) -> PyResult<&'a Arc<Link>> {
+    Ok(&handle(object)?.link)
+}
+
 /// The open descriptor behind a handle, `None` after its end.
 pub(crate) fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<Option<Arc<Descriptor>>> {
-    Ok(handle(object)?.descriptor.upgrade())
+    Ok(handle(object)?.link.descriptor())
 }
 
 /// Closes a descriptor that is driven by hand; one that an engine serves is left alone.

@@ -5,17 +5,19 @@
 //! not to the process, so that a context may have an interpreter of its own.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString, PyType};
-use reactor::{Action, Counters, Descriptor, Flushed, Handler, Reason, Verdict};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString};
+use reactor::{Action, Counters, Descriptor, Flushed, Handler, Payload, Reason, Verdict};
 
 use crate::activity::Activity;
 use crate::buffer;
 use crate::exception::{Description, class_name, describe};
 use crate::handle;
 use crate::names::{Callback, Names};
+use crate::recipe::{Errand, Factories, Factory, Recipe};
 use crate::value::{self, Types, Value};
 
 /// Tells whoever handed a descriptor in what became of it.
@@ -38,8 +40,10 @@ pub enum Refusal {
 pub struct Opening {
     /// What the acceptor says of the client: a map.
     pub info: Value,
-    /// Called once, unless the context ends first.
-    pub reply: Reply,
+    /// How the listener makes its protocols, if one accepted the client.
+    pub recipe: Option<Arc<Recipe>>,
+    /// Called once, unless the context ends first; `None` if nobody waits.
+    pub reply: Option<Reply>,
 }
 
 /// A failure for the log.
@@ -84,6 +88,7 @@ pub struct PythonHandler<'py, S> {
     py: Python<'py>,
     names: Names<'py>,
     types: Types,
+    factories: Factories<'py>,
     counters: Arc<Counters>,
     activity: Arc<Activity>,
     surroundings: S,
@@ -105,6 +110,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             py,
             names: Names::new(py)?,
             types: Types::load(py)?,
+            factories: Factories::default(),
             counters,
             activity,
             surroundings,
@@ -120,10 +126,37 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         result
     }
 
+    /// The same of a call into the protocol of a connection, which is counted.
+    fn call_in<T>(&self, descriptor: &Descriptor, event: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let result = self.watch(event);
+        count_call(descriptor, began);
+        result
+    }
+
+    /// What makes the protocol of a new connection.
+    fn factory(&mut self, recipe: Option<&Recipe>) -> PyResult<Option<Factory<'py>>> {
+        match recipe {
+            Some(Recipe {
+                id,
+                protocol: Some(named),
+                ..
+            }) => {
+                let base = &self.names.protocol_class;
+                let factory = self.factories.of(self.py, *id, named, &self.types, base)?;
+                Ok(Some(factory.clone()))
+            }
+            _ => {
+                let factory = self.names.registry.getattr(&self.names.factory)?;
+                Ok((!factory.is_none()).then(|| Factory::plain(factory)))
+            }
+        }
+    }
+
     /// Makes the protocol of a new connection.
-    fn make(&self, factory: &Bound<'py, PyAny>) -> PyResult<Connection<'py>> {
+    fn make(&self, factory: &Factory<'py>) -> PyResult<Connection<'py>> {
         let names = &self.names;
-        let protocol = factory.call0()?;
+        let protocol = factory.call()?;
         if !protocol.is_instance(&names.protocol_class)? {
             let class = class_name(&protocol.get_type());
             return Err(PyTypeError::new_err(format!(
@@ -154,20 +187,25 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         let peer = peer
             .map(|peer| buffer::address(self.py, &peer))
             .transpose()?;
-        protocol.setattr(&names.handle, handle::served(self.py, descriptor)?)?;
+        protocol.setattr(&names.handle, handle::linked(self.py, descriptor.link())?)?;
         protocol.setattr(&names.fd, descriptor.number())?;
         protocol.setattr(&names.peer, peer)?;
         protocol.setattr(&names.client_info, client_info)?;
         names.protocols.set_item(descriptor.number(), protocol)
     }
 
-    /// `info` as a dict, completed from the socket.
+    /// What is said of the client as a dict, completed from the socket.
     fn client_info(
         &self,
         descriptor: &Arc<Descriptor>,
         info: &Value,
+        recipe: Option<&Recipe>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let client_info = value::to_python(self.py, info, &self.types)?.cast_into::<PyDict>()?;
+        if let Some(recipe) = recipe.filter(|recipe| !recipe.info.is_empty()) {
+            let info = value::map_to_python(self.py, &recipe.info, &self.types)?;
+            client_info.update(info.as_mapping())?;
+        }
         let fill = |key: &Bound<'py, PyString>, value: Option<Bound<'py, PyAny>>| match value {
             Some(value) if !client_info.contains(key)? => client_info.set_item(key, value),
             _ => Ok(()),
@@ -197,7 +235,6 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     where
         A: pyo3::call::PyCallArgs<'py>,
     {
-        self.counters.callbacks.add(1);
         let name = self.names.of(callback);
         connection
             .protocol
@@ -270,23 +307,31 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         error: &PyErr,
     ) {
         let protocol = class_name(&connection.protocol.get_type());
-        self.report_error(protocol, descriptor, callback, describe(self.py, error));
+        self.report_error(
+            protocol,
+            Some(descriptor),
+            callback,
+            describe(self.py, error),
+        );
     }
 
     fn report_error(
         &self,
         protocol: String,
-        descriptor: &Descriptor,
+        descriptor: Option<&Descriptor>,
         callback: &'static str,
         failure: Description,
     ) {
-        self.counters.exceptions.add(1);
+        match descriptor.and_then(Descriptor::owner) {
+            Some(owner) => owner.count(|counters| counters.exceptions.add(1)),
+            None => self.counters.exceptions.add(1),
+        }
         self.surroundings.report(Report {
             callback,
             protocol,
-            fd: descriptor.number(),
+            fd: descriptor.map_or(-1, Descriptor::number),
             peer: descriptor
-                .peer()
+                .and_then(Descriptor::peer)
                 .map_or_else(String::new, |peer| peer.to_string()),
             failure,
         });
@@ -304,7 +349,6 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         if let Err(error) = ended {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
-        self.counters.callbacks.add(1);
         let lost = protocol.call_method0(self.names.of(Callback::ConnectionLost));
         if let Err(error) = lost {
             self.report_failure(connection, descriptor, "connection_lost", &error);
@@ -321,23 +365,21 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     }
 
     fn open(
-        &self,
+        &mut self,
         descriptor: &Arc<Descriptor>,
         info: &Value,
+        recipe: Option<&Recipe>,
     ) -> Result<(Connection<'py>, Verdict), Refusal> {
-        let factory = self.names.registry.getattr(&self.names.factory);
+        let factory = self.factory(recipe);
         let factory = factory.map_err(|error| self.not_made(None, descriptor, &error))?;
-        if factory.is_none() {
-            return Err(Refusal::NoProtocolFactory);
-        }
+        let factory = factory.ok_or(Refusal::NoProtocolFactory)?;
         let client_info = self
-            .client_info(descriptor, info)
+            .client_info(descriptor, info, recipe)
             .map_err(|error| self.bad_info(descriptor, &error))?;
         let connection = self
             .make(&factory)
             .map_err(|error| self.not_made(Some(&factory), descriptor, &error))?;
         // From here on there is a protocol, which hears of its end whatever comes.
-        self.counters.callbacks.add(1);
         let action = self
             .introduce(&connection.protocol, descriptor, &client_info)
             .and_then(|()| {
@@ -352,7 +394,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
                 let description = describe(self.py, &error);
                 let protocol = class_name(&connection.protocol.get_type());
                 let traceback = description.traceback.clone();
-                self.report_error(protocol, descriptor, "connection_made", description);
+                self.report_error(protocol, Some(descriptor), "connection_made", description);
                 self.end(&connection, descriptor, Reason::Exception);
                 Err(Refusal::Protocol(traceback))
             }
@@ -362,15 +404,14 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     /// The factory failed, or what it returned is of no use.
     fn not_made(
         &self,
-        factory: Option<&Bound<'py, PyAny>>,
+        factory: Option<&Factory<'py>>,
         descriptor: &Descriptor,
         error: &PyErr,
     ) -> Refusal {
-        let class = factory.and_then(|factory| factory.cast::<PyType>().ok());
-        let protocol = class.map_or_else(|| "?".to_owned(), class_name);
+        let protocol = factory.map_or_else(|| "?".to_owned(), Factory::name);
         let description = describe(self.py, error);
         let traceback = description.traceback.clone();
-        self.report_error(protocol, descriptor, "factory", description);
+        self.report_error(protocol, Some(descriptor), "factory", description);
         Refusal::Protocol(traceback)
     }
 
@@ -378,8 +419,27 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     fn bad_info(&self, descriptor: &Descriptor, error: &PyErr) -> Refusal {
         let description = describe(self.py, error);
         let message = description.message.clone();
-        self.report_error("?".to_owned(), descriptor, "client_info", description);
+        self.report_error("?".to_owned(), Some(descriptor), "client_info", description);
         Refusal::BadInfo(message)
+    }
+}
+
+/// Counts a call into a protocol that began then.
+fn count_call(descriptor: &Descriptor, began: Instant) {
+    let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    if let Some(owner) = descriptor.owner() {
+        owner.count(|counters| counters.count_callback(took));
+    }
+}
+
+/// Nobody said what serves a client that a listener accepted.
+fn no_factory() -> Description {
+    Description {
+        class: "RuntimeError".to_owned(),
+        message: "no protocol factory: name a protocol for the listener, or call \
+                  set_protocol_factory"
+            .to_owned(),
+        traceback: String::new(),
     }
 }
 
@@ -392,16 +452,36 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         descriptor: &Arc<Descriptor>,
         opening: Opening,
     ) -> Option<(Connection<'py>, Verdict)> {
-        let Opening { info, reply } = opening;
-        match self.watch(|| self.open(descriptor, &info)) {
-            Ok(opened) => {
-                reply(Ok(()));
+        let Opening {
+            info,
+            recipe,
+            reply,
+        } = opening;
+        let began = Instant::now();
+        let opened = self
+            .activity
+            .clone()
+            .watch(self.py, || self.open(descriptor, &info, recipe.as_deref()));
+        self.surroundings.callback_returned();
+        count_call(descriptor, began);
+        match (opened, reply) {
+            (Ok(opened), reply) => {
+                if let Some(reply) = reply {
+                    reply(Ok(()));
+                }
                 Some(opened)
             }
-            Err(refusal) => {
+            (Err(refusal), Some(reply)) => {
                 reply(Err(refusal));
                 None
             }
+            // Nobody waits: the log is where it can be found.
+            (Err(Refusal::NoProtocolFactory), None) => {
+                self.report_error("?".to_owned(), Some(descriptor), "factory", no_factory());
+                None
+            }
+            // Reported where it happened.
+            (Err(_), None) => None,
         }
     }
 
@@ -411,7 +491,7 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         descriptor: &Arc<Descriptor>,
         data: &[u8],
     ) -> Verdict {
-        self.watch(|| {
+        self.call_in(descriptor, || {
             if descriptor.kind().is_datagram() {
                 return self.datagram(connection, descriptor, data);
             }
@@ -421,7 +501,9 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     }
 
     fn eof(&mut self, connection: &mut Connection<'py>, descriptor: &Arc<Descriptor>) -> Verdict {
-        self.watch(|| self.call(connection, descriptor, Callback::EofReceived, ()))
+        self.call_in(descriptor, || {
+            self.call(connection, descriptor, Callback::EofReceived, ())
+        })
     }
 
     fn writable(
@@ -430,7 +512,9 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         descriptor: &Arc<Descriptor>,
     ) -> Verdict {
         if !connection.sends_natively {
-            return self.watch(|| self.call(connection, descriptor, Callback::WriteReady, ()));
+            return self.call_in(descriptor, || {
+                self.call(connection, descriptor, Callback::WriteReady, ())
+            });
         }
         match self.flush(connection, descriptor) {
             Flushed::All => Ok(Action::ReadPending),
@@ -444,20 +528,98 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     }
 
     fn lost(&mut self, connection: Connection<'py>, descriptor: &Arc<Descriptor>, reason: Reason) {
-        self.watch(|| {
+        self.call_in(descriptor, || {
             self.end(&connection, descriptor, reason);
             // Nearly always the last reference: a `__del__` runs here.
             drop(connection);
         });
     }
 
-    fn panicked(&mut self, descriptor: &Arc<Descriptor>, message: &str) {
+    fn backlog(&mut self, connection: &mut Connection<'py>) -> Option<usize> {
+        if !connection.sends_natively {
+            return None;
+        }
+        // What is no bytearray is told when it is to be sent.
+        let buffer = self.write_buffer(connection).ok()?;
+        Some(buffer.len())
+    }
+
+    fn timeout(
+        &mut self,
+        connection: &mut Connection<'py>,
+        descriptor: &Arc<Descriptor>,
+    ) -> Verdict {
+        self.call_in(descriptor, || {
+            self.call(connection, descriptor, Callback::TimeoutExpired, ())
+        })
+    }
+
+    fn draining(
+        &mut self,
+        connection: &mut Connection<'py>,
+        descriptor: &Arc<Descriptor>,
+    ) -> Verdict {
+        self.call_in(descriptor, || {
+            self.call(connection, descriptor, Callback::Draining, ())
+        })
+    }
+
+    fn message(
+        &mut self,
+        connection: &mut Connection<'py>,
+        descriptor: &Arc<Descriptor>,
+        message: Payload,
+    ) -> Verdict {
+        let Ok(message) = message.downcast::<Value>() else {
+            return Ok(Action::Continue);
+        };
+        self.call_in(descriptor, || {
+            match value::to_python(self.py, &message, &self.types) {
+                Ok(message) => self.call(
+                    connection,
+                    descriptor,
+                    Callback::MessageReceived,
+                    (message,),
+                ),
+                // It costs this message: the peer has no part in it.
+                Err(error) => {
+                    self.report_failure(connection, descriptor, "message_received", &error);
+                    Ok(Action::Continue)
+                }
+            }
+        })
+    }
+
+    fn errand(&mut self, errand: Payload) {
+        let Ok(errand) = errand.downcast::<Errand>() else {
+            return;
+        };
+        match *errand {
+            Errand::Prepare { recipe, reply } => {
+                let activity = Arc::clone(&self.activity);
+                let prepared = activity.watch(self.py, || {
+                    self.factory(Some(&recipe))
+                        .map_err(|error| Refusal::Protocol(describe(self.py, &error).traceback))
+                });
+                self.surroundings.callback_returned();
+                reply(prepared.map(|_| ()));
+            }
+            Errand::Forget { id } => self.factories.forget(id),
+        }
+    }
+
+    fn panicked(&mut self, descriptor: Option<&Arc<Descriptor>>, message: &str) {
         let failure = Description {
             class: "panic".to_owned(),
             message: message.to_owned(),
             traceback: String::new(),
         };
-        self.report_error("?".to_owned(), descriptor, "panic", failure);
+        self.report_error(
+            "?".to_owned(),
+            descriptor.map(|known| &**known),
+            "panic",
+            failure,
+        );
     }
 
     fn idle<T: Send>(&mut self, wait: impl FnOnce() -> T + Send) -> T {

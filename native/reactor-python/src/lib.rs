@@ -11,9 +11,11 @@ pub mod functions;
 mod handle;
 mod handler;
 mod names;
+mod recipe;
 pub mod value;
 
 pub use activity::Activity;
 pub use exception::{Description, class_name, describe};
 pub use handle::adopt;
 pub use handler::{Opening, PythonHandler, Refusal, Reply, Report, Surroundings};
+pub use recipe::{Errand, Named, Recipe};

@@ -12,16 +12,22 @@ pub(crate) enum Callback {
     DatagramReceived,
     EofReceived,
     WriteReady,
+    TimeoutExpired,
+    Draining,
+    MessageReceived,
     ConnectionLost,
 }
 
 impl Callback {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 9] = [
         Self::ConnectionMade,
         Self::DataReceived,
         Self::DatagramReceived,
         Self::EofReceived,
         Self::WriteReady,
+        Self::TimeoutExpired,
+        Self::Draining,
+        Self::MessageReceived,
         Self::ConnectionLost,
     ];
 
@@ -32,6 +38,9 @@ impl Callback {
             Self::DatagramReceived => "datagram_received",
             Self::EofReceived => "eof_received",
             Self::WriteReady => "write_ready",
+            Self::TimeoutExpired => "timeout_expired",
+            Self::Draining => "draining",
+            Self::MessageReceived => "message_received",
             Self::ConnectionLost => "connection_lost",
         }
     }
@@ -42,7 +51,7 @@ pub(crate) struct Names<'py> {
     pub(crate) protocol_class: Bound<'py, PyType>,
     pub(crate) registry: Bound<'py, PyAny>,
     pub(crate) protocols: Bound<'py, PyDict>,
-    callbacks: [Bound<'py, PyString>; 6],
+    callbacks: [Bound<'py, PyString>; 9],
     actions: [Bound<'py, PyString>; 6],
     function: Bound<'py, PyString>,
     pub(crate) factory: Bound<'py, PyString>,

@@ -9,6 +9,7 @@
 //! handles are recognised by their exact class.
 
 use std::fmt;
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -16,6 +17,9 @@ use pyo3::types::{
     PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PyMemoryView, PySet,
     PyString, PyTuple, PyType,
 };
+use reactor::Link;
+
+use crate::handle;
 
 /// Containers inside containers. Python lists may contain themselves; nobody nests this deep.
 pub const MAX_DEPTH: usize = 512;
@@ -49,6 +53,8 @@ pub enum Value {
     Pid(Vec<u8>),
     /// A reference, in the external term format.
     Ref(Vec<u8>),
+    /// A connection of a reactor.
+    Connection(Arc<Link>),
 }
 
 /// The sign and magnitude of a large integer, least significant byte first.
@@ -139,6 +145,7 @@ pub struct Types {
     pid: Py<PyType>,
     reference: Py<PyType>,
     atom: Py<PyType>,
+    connection: Py<PyType>,
 }
 
 impl Types {
@@ -152,6 +159,7 @@ impl Types {
             pid: class("Pid")?,
             reference: class("Ref")?,
             atom: class("Atom")?,
+            connection: class("Connection")?,
         })
     }
 }
@@ -185,6 +193,10 @@ pub fn to_python<'py>(
         Value::Map(pairs) => map_to_python(py, pairs, types)?.into_any(),
         Value::Pid(external) => handle_to_python(py, &types.pid, external)?,
         Value::Ref(external) => handle_to_python(py, &types.reference, external)?,
+        Value::Connection(link) => {
+            let class = types.connection.bind(py);
+            class.call1((handle::linked(py, link)?,))?
+        }
     })
 }
 
@@ -307,6 +319,9 @@ impl Reader<'_> {
         if class.is(self.types.atom.bind(py)) {
             return Ok(Value::Atom(atom_name(object)?));
         }
+        if class.is(self.types.connection.bind(py)) {
+            return Ok(Value::Connection(connection_link(object)?));
+        }
         if self.depth_left == 0 {
             return Err(ConversionError::TooDeep);
         }
@@ -424,6 +439,13 @@ fn handle_bytes(handle: &Bound<'_, PyAny>) -> Result<Vec<u8>, ConversionError> {
         Ok(bytes) => Ok(bytes.as_bytes().to_vec()),
         Err(_) => Err(ConversionError::BadHandle),
     }
+}
+
+fn connection_link(connection: &Bound<'_, PyAny>) -> Result<Arc<Link>, ConversionError> {
+    let handle = connection.getattr("_handle");
+    let handle = handle.map_err(|_| ConversionError::BadHandle)?;
+    let link = handle::link(&handle).map_err(|_| ConversionError::BadHandle)?;
+    Ok(Arc::clone(link))
 }
 
 fn atom_name(atom: &Bound<'_, PyAny>) -> Result<String, ConversionError> {

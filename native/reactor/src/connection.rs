@@ -1,12 +1,14 @@
 //! One connection as the engine sees it, and the slots that hold all of them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::descriptor::{Descriptor, Kind};
 use crate::inbox::{Key, Place};
+use crate::link::Owner;
 use crate::poller::Readiness;
 use crate::reason::Reason;
+use crate::service::Stage;
 use crate::state::State;
 
 /// Who tells us when the descriptor is ready.
@@ -18,6 +20,15 @@ pub(crate) enum Watch {
     Poller { write: bool },
     /// The demultiplexer.
     Parked,
+}
+
+/// What happens when the time of a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// The protocol is told: it asked for it.
+    Protocol,
+    /// The connection ends.
+    End(Reason),
 }
 
 pub(crate) struct Connection<C, S> {
@@ -44,6 +55,32 @@ pub(crate) struct Connection<C, S> {
     pub(crate) spoke_at: Instant,
     /// Its neighbours in the order of silence, if it may be parked.
     pub(crate) silence: Option<Neighbours>,
+    /// When it came.
+    pub(crate) born: Instant,
+    /// A callback that brought something has answered with more than "continue".
+    pub(crate) greeted: bool,
+    /// When the last byte came or went.
+    pub(crate) active_at: Instant,
+    /// Bytes that had gone out by then.
+    pub(crate) sent: u64,
+    /// Since when the kernel takes nothing of what is to be sent.
+    pub(crate) stalled_since: Option<Instant>,
+    /// When the protocol wants to be told that time is over.
+    pub(crate) timeout_at: Option<Instant>,
+    /// Its entry among the timers.
+    pub(crate) timer_at: Option<Instant>,
+    /// The protocol wants nothing read for now.
+    pub(crate) reading_held: bool,
+    /// So much waits to be written that nothing is read.
+    pub(crate) flooded: bool,
+    /// It is read while it waits for room to write.
+    pub(crate) reads_on: bool,
+    /// It closes when it has nothing to do.
+    pub(crate) closes_when_idle: bool,
+    /// A look at the kernel showed that there is nothing to read.
+    pub(crate) looked_idle: bool,
+    /// What it has been told of its service.
+    pub(crate) told: Stage,
     _place: Place,
 }
 
@@ -75,6 +112,19 @@ impl<C, S> Connection<C, S> {
             unparkable: false,
             spoke_at: now,
             silence: None,
+            born: now,
+            greeted: false,
+            active_at: now,
+            sent: 0,
+            stalled_since: None,
+            timeout_at: None,
+            timer_at: None,
+            reading_held: false,
+            flooded: false,
+            reads_on: false,
+            closes_when_idle: false,
+            looked_idle: false,
+            told: Stage::Serving,
             _place: place,
         }
     }
@@ -90,30 +140,139 @@ impl<C, S> Connection<C, S> {
         }
     }
 
+    /// Takes note of data that was read.
+    pub(crate) fn came_in(&mut self, bytes: usize, now: Instant) {
+        self.active_at = now;
+        self.looked_idle = false;
+        self.owner().count(|counters| {
+            counters.reads.add(1);
+            counters.bytes_in.add(bytes as u64);
+        });
+    }
+
+    pub(crate) fn owner(&self) -> &Owner {
+        self.descriptor
+            .owner()
+            .expect("it was set when the engine took the descriptor")
+    }
+
     /// Whether there is something to do without waiting for the kernel.
     pub(crate) fn is_busy(&self) -> bool {
+        let writes = matches!(self.state, State::Writing | State::Closing);
+        (writes && !self.descriptor.is_blocked()) || self.may_read() || self.may_push()
+    }
+
+    /// Whether a read may bring something that may be read.
+    pub(crate) fn may_read(&self) -> bool {
+        let wanted = match self.state {
+            State::Reading => true,
+            State::Writing => self.reads_on && self.descriptor.is_blocked(),
+            State::Paused | State::Closing | State::Closed => false,
+        };
+        wanted && self.readable && !self.eof && !self.reading_held
+    }
+
+    /// Whether a pushed message can be sent, or its rest.
+    pub(crate) fn may_push(&self) -> bool {
+        !self.descriptor.is_blocked() && self.has_to_push()
+    }
+
+    /// Pushed messages wait until the protocol has written what it began, but one that is sent
+    /// in part goes before all else.
+    fn has_to_push(&self) -> bool {
         match self.state {
-            State::Reading => self.readable && !self.eof,
-            State::Writing | State::Closing => !self.descriptor.is_blocked(),
-            State::Paused | State::Closed => false,
+            State::Reading => self.owner().has_output(),
+            State::Writing | State::Paused | State::Closing => self.owner().is_mid_message(),
+            State::Closed => false,
         }
     }
 
     /// Whether it waits for room to write.
     pub(crate) fn awaits_room(&self) -> bool {
-        matches!(self.state, State::Writing | State::Closing) && self.descriptor.is_blocked()
+        let writes = matches!(self.state, State::Writing | State::Closing);
+        self.descriptor.is_blocked() && (writes || self.has_to_push())
     }
 
-    /// Whether the demultiplexer could watch it: it waits for something that a
+    /// Whether it does nothing and nothing is known that it could do.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state == State::Reading
+            && !self.reading_held
+            && !self.may_read()
+            && !self.owner().has_output()
+    }
+
+    /// Whether neither the engine reads nor the protocol writes, because somebody wants it so.
+    pub(crate) fn is_held(&self) -> bool {
+        self.state == State::Paused || (self.state == State::Reading && self.reading_held)
+    }
+
+    /// Whether the demultiplexer could watch it: it waits for one thing, which a
     /// level-triggered report will not announce before it is there. A full terminal whose
     /// other side is closed would be announced for ever.
     pub(crate) fn may_park(&self) -> bool {
         let waits = match self.state {
-            State::Reading => !self.eof,
-            State::Writing | State::Closing => self.descriptor.kind() != Kind::Tty,
+            State::Reading => !self.eof && !self.reading_held && !self.owner().has_output(),
+            State::Writing | State::Closing => {
+                !self.reads_on && self.descriptor.kind() != Kind::Tty
+            }
             State::Paused | State::Closed => false,
         };
         waits && !self.unparkable && !self.queued
+    }
+
+    /// Decides whether it is read while the kernel takes nothing of its `backlog`: with some
+    /// distance between stop and go, so that it does not change with every byte.
+    pub(crate) fn weigh(&mut self, backlog: Option<usize>) {
+        let limits = self.owner().service().limits();
+        let (high, low) = (limits.high_water, limits.low_water);
+        self.flooded = match backlog {
+            None => true,
+            Some(bytes) if self.flooded => bytes >= low,
+            Some(bytes) => bytes > high,
+        };
+        self.reads_on = !self.flooded;
+    }
+
+    /// Takes note of what went out, and of whether the kernel takes more.
+    pub(crate) fn note_progress(&mut self, now: Instant) {
+        let sent = self.owner().sent();
+        if sent != self.sent {
+            self.sent = sent;
+            self.active_at = now;
+            self.stalled_since = None;
+        }
+        if !self.awaits_room() {
+            self.stalled_since = None;
+        } else if self.stalled_since.is_none() {
+            self.stalled_since = Some(now);
+        }
+    }
+
+    /// When its time has come, and what happens then.
+    pub(crate) fn deadline(&self) -> Option<(Instant, Expiry)> {
+        let limits = self.owner().service().limits();
+        let after = |since: Instant, limit: Option<Duration>| since.checked_add(limit?);
+        let opens = self.state != State::Closing;
+        let deadlines = [
+            (self.timeout_at.filter(|_| opens), Expiry::Protocol),
+            (
+                after(self.born, limits.handshake_timeout).filter(|_| opens && !self.greeted),
+                Expiry::End(Reason::HandshakeTimeout),
+            ),
+            (
+                after(self.active_at, limits.idle_timeout),
+                Expiry::End(Reason::IdleTimeout),
+            ),
+            (
+                self.stalled_since
+                    .and_then(|since| after(since, limits.write_timeout)),
+                Expiry::End(Reason::WriteTimeout),
+            ),
+        ];
+        deadlines
+            .into_iter()
+            .filter_map(|(at, expiry)| Some((at?, expiry)))
+            .min_by_key(|(at, _)| *at)
     }
 }
 
@@ -198,6 +357,11 @@ impl<C, S> Slots<C, S> {
         place.generation = place.generation.wrapping_add(1);
         self.free.push(slot);
         Some(content)
+    }
+
+    /// How many are used.
+    pub(crate) const fn used(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// The numbers of all slots, used or not.

@@ -1,6 +1,8 @@
-//! What a context counts about its own work.
+//! What is counted: of a context about its own work, of a service about all its connections.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::reason::Reason;
 
 /// A number that one thread raises and any thread reads.
 #[derive(Debug, Default)]
@@ -25,6 +27,13 @@ impl Counter {
         self.0.fetch_sub(amount, Ordering::Relaxed);
     }
 
+    /// Raises the number to `value`, if it is less.
+    pub fn raise_to(&self, value: u64) {
+        if self.get() < value {
+            self.0.fetch_max(value, Ordering::Relaxed);
+        }
+    }
+
     /// Replaces the number.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
@@ -39,10 +48,11 @@ impl Counter {
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a context counts; every number only grows unless its text says otherwise.
+        /// What is counted; every number only grows unless its text says otherwise.
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
+            reasons: [Counter; Reason::NAMES.len()],
         }
 
         impl Counters {
@@ -57,25 +67,62 @@ macro_rules! counters {
 
 counters! {
     /// Connections that are open now, or on their way in.
-    connections,
+    active,
     /// Descriptors that became a connection.
-    adopted,
+    accepted,
     /// Connections that ended.
     closed,
-    /// Descriptors turned away because the context was full.
+    /// Descriptors turned away because there was no place.
     refused,
-    /// Connections that the demultiplexer watches now.
+    /// Connections that the demultiplexer watches now (of a context).
     parked,
-    /// Times a silent connection was parked.
+    /// Times a silent connection was parked (of a context).
     parkings,
-    /// Readiness reports of the demultiplexer.
+    /// Readiness reports of the demultiplexer (of a context).
     wakes,
+    /// Times that data came in and was handed to a protocol.
+    reads,
     /// Calls into a protocol.
     callbacks,
+    /// Microseconds spent in calls into a protocol.
+    callback_us,
+    /// Microseconds that the longest call into a protocol took.
+    longest_callback_us,
     /// Callbacks that failed.
     exceptions,
+    /// Timeouts: those a protocol had set, and those that ended a connection.
+    timeouts,
+    /// Pushed messages that were dropped because the peer was slow.
+    drops,
     /// Bytes read from descriptors.
     bytes_in,
     /// Bytes that the kernel took.
     bytes_out,
+    /// Events that wait for their turn now (of a context).
+    queue_depth,
+}
+
+impl Counters {
+    /// Connections that ended, by the name of the reason.
+    #[must_use]
+    pub fn closed_by(&self) -> Vec<(&'static str, u64)> {
+        let numbers = self.reasons.iter().map(Counter::get);
+        Reason::NAMES.into_iter().zip(numbers).collect()
+    }
+
+    /// A connection ended.
+    pub(crate) fn count_end(&self, reason: Reason) {
+        self.closed.add(1);
+        self.reasons[reason.index()].add(1);
+        if reason.is_timeout() {
+            self.timeouts.add(1);
+        }
+    }
+
+    /// A call into a protocol took so long.
+    pub fn count_callback(&self, microseconds: u64) {
+        self.callbacks.add(1);
+        self.callback_us.add(microseconds);
+        self.longest_callback_us.raise_to(microseconds);
+    }
 }

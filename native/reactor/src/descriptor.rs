@@ -26,7 +26,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use parking_lot::Mutex;
 
 use crate::address::Address;
-use crate::inbox::Owner;
+use crate::link::{Link, Owner};
 
 /// What a served descriptor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -146,6 +146,7 @@ pub struct Descriptor {
     /// more, and then it is wanted most.
     far_end: OnceLock<Address>,
     owner: OnceLock<Owner>,
+    link: Arc<Link>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,6 +194,24 @@ impl Descriptor {
         Ok(Self::register(own, kind, reads, Identity::of(&stat)))
     }
 
+    /// Takes a socket of a listener, which is ours already; close-on-exec and non-blocking.
+    ///
+    /// # Errors
+    /// The kernel does not know the descriptor.
+    pub fn accepted(
+        fd: OwnedFd,
+        kind: Kind,
+        peer: Option<Address>,
+    ) -> Result<Arc<Self>, AdoptError> {
+        let identity = Identity::of(&fstat(&fd)?);
+        let descriptor = Self::register(fd, kind, true, identity);
+        if let Some(peer) = peer {
+            // Nobody else knows the descriptor yet.
+            let _ = descriptor.far_end.set(peer);
+        }
+        Ok(descriptor)
+    }
+
     /// What is handed in may have the number of a living descriptor: then that is gone. An
     /// acceptor gets the lowest free number, so most often it is the first to show this.
     fn notice(number: RawFd, identity: Identity) {
@@ -204,7 +223,7 @@ impl Descriptor {
 
     fn register(fd: OwnedFd, kind: Kind, reads: bool, identity: Identity) -> Arc<Self> {
         let number = fd.as_raw_fd();
-        let descriptor = Arc::new(Self {
+        let descriptor = Arc::new_cyclic(|weak| Self {
             fd: Some(fd),
             kind,
             reads,
@@ -216,6 +235,7 @@ impl Descriptor {
             sender: Mutex::new(None),
             far_end: OnceLock::new(),
             owner: OnceLock::new(),
+            link: Link::new(weak.clone()),
         });
         let previous = LIVE.lock().insert(number, Arc::downgrade(&descriptor));
         if let Some(previous) = previous.and_then(|weak| weak.upgrade()) {
@@ -265,6 +285,12 @@ impl Descriptor {
     #[must_use]
     pub fn owner(&self) -> Option<&Owner> {
         self.owner.get()
+    }
+
+    /// By which it is known outside of its engine, also when it is over.
+    #[must_use]
+    pub const fn link(&self) -> &Arc<Link> {
+        &self.link
     }
 
     /// What it is.
@@ -439,6 +465,15 @@ impl Descriptor {
     /// The descriptor is dead; the same errno is kept as its [`fault`](Self::fault).
     /// A datagram that cannot be sent is an error that does not end the descriptor.
     pub fn send(&self, bytes: &[u8]) -> nix::Result<usize> {
+        // The kernel has taken a part of a pushed message, and refused the rest.
+        if self.owner.get().is_some_and(Owner::is_mid_message) {
+            return self.check().map(|()| 0);
+        }
+        self.send_now(bytes)
+    }
+
+    /// The same, without waiting for the rest of a pushed message.
+    pub(crate) fn send_now(&self, bytes: &[u8]) -> nix::Result<usize> {
         self.check()?;
         if bytes.is_empty() && !self.kind.is_datagram() {
             return Ok(0);
@@ -462,7 +497,7 @@ impl Descriptor {
                     self.block(room);
                 }
                 if let Some(owner) = self.owner.get() {
-                    owner.counters().bytes_out.add(length as u64);
+                    owner.count_sent(length as u64);
                 }
                 Ok(length)
             }

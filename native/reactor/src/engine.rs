@@ -15,14 +15,17 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use crate::action::Action;
-use crate::connection::{Connection, Slots, Watch};
+use crate::connection::{Connection, Expiry, Slots, Watch};
 use crate::demultiplexer::{Demultiplexer, Interest};
 use crate::descriptor::{Kind, Received};
 use crate::handler::{Flushed, Handler, Verdict};
-use crate::inbox::{Arrival, Door, Inbox, Key, Mailbox, Owner, Signal};
+use crate::inbox::{Arrival, Door, Inbox, Key, Mailbox, Payload, Signal};
+use crate::link::Owner;
 use crate::poller::{Poller, Readiness};
 use crate::reason::Reason;
+use crate::service::Stage;
 use crate::state::{Effect, Input, State};
+use crate::timers::Timers;
 
 /// The most that one read brings: large enough for throughput, small enough that one
 /// busy peer does not keep the others waiting.
@@ -33,6 +36,10 @@ const MAX_DATAGRAM_BYTES: usize = 256 * 1024;
 const STEPS_PER_TURN: usize = 512;
 /// Descriptors that come in between two looks at those that are there.
 const ARRIVALS_PER_TURN: usize = 64;
+/// Messages that are handed over between two looks at the kernel.
+const MESSAGES_PER_TURN: usize = 256;
+/// Times that a connection may fill the kernel's buffer with pushed messages in one step.
+const PUSHES_PER_STEP: usize = 4;
 /// Connections parked between two looks at the kernel.
 const PARKINGS_PER_REST: usize = 32;
 
@@ -89,6 +96,7 @@ pub struct Engine<H: Handler, D: Demultiplexer> {
     demultiplexer: D,
     slots: Slots<H::Connection, D::Seat>,
     ready: VecDeque<Key>,
+    timers: Timers,
     linger: Option<Duration>,
     buffer: Box<[u8]>,
     now: Instant,
@@ -112,12 +120,14 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             inbox,
             linger,
         } = groundwork;
+        inbox.mailbox.is_served_here();
         Self {
             poller,
             inbox,
             demultiplexer,
             slots: Slots::new(),
             ready: VecDeque::new(),
+            timers: Timers::default(),
             linger,
             buffer: vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice(),
             now: Instant::now(),
@@ -146,11 +156,20 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
         self.now = Instant::now();
         self.mailbox().begin_turn(self.now);
+        let depth = self.ready.len() + self.inbox.depth();
+        self.mailbox().counters().queue_depth.set(depth as u64);
         self.collect();
         self.take_signals(handler);
         if self.mailbox().is_stopping() {
             self.stop(handler);
             return Ok(Turn::Stopped);
+        }
+        self.expire(handler);
+        self.take_messages(handler);
+        if self.mailbox().take_review() {
+            for slot in self.slots.numbers() {
+                self.review(handler, slot);
+            }
         }
         self.take_arrivals(handler);
         // One step each: whoever queues up again waits for those who spoke meanwhile.
@@ -184,10 +203,8 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
             self.park_silent(handler);
         }
-        let timeout = match (limit, self.until_next_parking()) {
-            (Some(limit), Some(parking)) => Some(limit.min(parking)),
-            (limit, parking) => limit.or(parking),
-        };
+        let timeout = [limit, self.until_next_parking(), self.until_next_timer()];
+        let timeout = timeout.into_iter().flatten().min();
         if self.ready.is_empty() && self.inbox.lie_down() {
             let poller = &mut self.poller;
             let slept = handler.idle(|| poller.wait(timeout));
@@ -230,6 +247,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
                         });
                     }
                 }
+                Signal::Look(key) => self.unpark(key, Readiness::default()),
                 Signal::DescriptorGone(key) => {
                     if self.slots.find(key).is_some() {
                         self.end(handler, key.slot, Reason::DescriptorGone);
@@ -273,14 +291,19 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             descriptor,
             opening,
             place,
+            admission,
         } = arrival;
         let key = self.slots.next_key();
         let mailbox = Arc::clone(self.mailbox());
-        descriptor.owned_by(Owner::new(key, Arc::clone(&mailbox)));
-        mailbox.counters().adopted.add(1);
+        descriptor.owned_by(Owner::new(key, Arc::clone(&mailbox), admission));
+        if let Some(owner) = descriptor.owner() {
+            owner.count(|counters| counters.accepted.add(1));
+        }
+        mailbox.begin_step(key);
         let opened = catch_unwind(AssertUnwindSafe(|| handler.connected(&descriptor, opening)));
+        mailbox.end_step();
         let opened = opened.unwrap_or_else(|panic| {
-            handler.panicked(&descriptor, panic_message(&*panic));
+            handler.panicked(Some(&descriptor), panic_message(&*panic));
             None
         });
         match opened {
@@ -292,21 +315,164 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
                     engine.apply(handler, slot, verdict);
                     engine.settle(handler, slot);
                 });
+                self.review(handler, slot);
             }
             None => {
                 self.slots.skip(key);
-                mailbox.counters().closed.add(1);
+                if let Some(owner) = descriptor.owner() {
+                    owner.count(|counters| counters.count_end(Reason::Exception));
+                    owner.has_ended(Reason::Exception);
+                }
             }
         }
     }
 
+    /// Hands messages over.
+    fn take_messages(&mut self, handler: &mut H) {
+        for _ in 0..self.inbox.messages.len().min(MESSAGES_PER_TURN) {
+            let Ok((to, message)) = self.inbox.messages.try_recv() else {
+                return;
+            };
+            match to {
+                Some(key) => self.deliver(handler, key, message),
+                None => {
+                    let done = catch_unwind(AssertUnwindSafe(|| handler.errand(message)));
+                    if let Err(panic) = done {
+                        handler.panicked(None, panic_message(&*panic));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A connection that is over, or closes, gets no message any more.
+    fn deliver(&mut self, handler: &mut H, key: Key, message: Payload) {
+        match self.slots.find(key) {
+            Some(connection) if connection.state != State::Closing => {}
+            _ => return,
+        }
+        self.unpark(key, Readiness::default());
+        self.guarded(handler, key.slot, |engine, handler, slot| {
+            let Some(connection) = engine.slots.get(slot) else {
+                return;
+            };
+            let verdict = handler.message(&mut connection.user, &connection.descriptor, message);
+            engine.answered(handler, slot, verdict);
+            engine.settle(handler, slot);
+        });
+    }
+
+    /// Tells a connection how far its service is, unless it knows.
+    fn review(&mut self, handler: &mut H, slot: u32) {
+        let Some(connection) = self.slots.get(slot) else {
+            return;
+        };
+        let stage = connection.owner().service().stage();
+        if connection.told >= stage {
+            return;
+        }
+        connection.told = stage;
+        let key = self.slots.key_of(slot);
+        match stage {
+            Stage::Serving => {}
+            Stage::Draining => {
+                self.unpark(key, Readiness::default());
+                self.guarded(handler, slot, |engine, handler, slot| {
+                    engine.drain(handler, slot);
+                    engine.settle(handler, slot);
+                });
+            }
+            Stage::Ending => self.guarded(handler, slot, Self::stop_one),
+        }
+    }
+
+    fn drain(&mut self, handler: &mut H, slot: u32) {
+        let Some(connection) = self.slots.get(slot) else {
+            return;
+        };
+        if connection.state != State::Closing {
+            let verdict = handler.draining(&mut connection.user, &connection.descriptor);
+            self.apply_as(handler, slot, verdict, Reason::Drained);
+        }
+    }
+
+    /// Looks after those whose time has come.
+    fn expire(&mut self, handler: &mut H) {
+        for _ in 0..STEPS_PER_TURN {
+            let Some((at, key)) = self.timers.take_due(self.now) else {
+                break;
+            };
+            let Some(connection) = self.slots.find(key) else {
+                continue;
+            };
+            if connection.timer_at != Some(at) {
+                continue;
+            }
+            connection.timer_at = None;
+            match connection.deadline() {
+                Some((due, Expiry::End(reason))) if due <= self.now => {
+                    self.guarded(handler, key.slot, |engine, handler, slot| {
+                        engine.end(handler, slot, reason);
+                    });
+                }
+                Some((due, Expiry::Protocol)) if due <= self.now => {
+                    self.unpark(key, Readiness::default());
+                    self.guarded(handler, key.slot, |engine, handler, slot| {
+                        engine.time_out(handler, slot);
+                        engine.settle(handler, slot);
+                    });
+                }
+                Some(_) | None => self.set_timer(key.slot),
+            }
+        }
+        let slots = &mut self.slots;
+        let used = slots.used();
+        self.timers.tidy(used, |at, key| {
+            slots
+                .find(key)
+                .is_some_and(|connection| connection.timer_at == Some(at))
+        });
+    }
+
+    fn time_out(&mut self, handler: &mut H, slot: u32) {
+        let Some(connection) = self.slots.get(slot) else {
+            return;
+        };
+        connection.timeout_at = None;
+        connection
+            .owner()
+            .count(|counters| counters.timeouts.add(1));
+        let verdict = handler.timeout(&mut connection.user, &connection.descriptor);
+        self.apply_as(handler, slot, verdict, Reason::Timeout);
+    }
+
+    /// Enters a connection among the timers, unless it is there early enough.
+    fn set_timer(&mut self, slot: u32) {
+        let key = self.slots.key_of(slot);
+        let Some(connection) = self.slots.find(key) else {
+            return;
+        };
+        if let Some((at, _)) = connection.deadline()
+            && connection.timer_at.is_none_or(|entered| at < entered)
+        {
+            connection.timer_at = Some(at);
+            self.timers.enter(at, key);
+        }
+    }
+
+    fn until_next_timer(&self) -> Option<Duration> {
+        Some(self.timers.next()?.saturating_duration_since(self.now))
+    }
+
     /// One step of one connection. A panic costs that connection.
     fn guarded(&mut self, handler: &mut H, slot: u32, step: impl FnOnce(&mut Self, &mut H, u32)) {
+        self.mailbox().begin_step(self.slots.key_of(slot));
         let result = catch_unwind(AssertUnwindSafe(|| step(self, handler, slot)));
+        self.mailbox().end_step();
         if let Err(panic) = result
             && let Some(connection) = self.slots.get(slot)
         {
-            handler.panicked(&connection.descriptor, panic_message(&*panic));
+            handler.panicked(Some(&connection.descriptor), panic_message(&*panic));
             self.end(handler, slot, Reason::Exception);
         }
     }
@@ -316,15 +482,22 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             return;
         };
         connection.queued = false;
+        let blocked = connection.descriptor.is_blocked();
         match connection.state {
-            State::Reading if connection.readable && !connection.eof => self.read(handler, slot),
-            State::Writing if !connection.descriptor.is_blocked() => {
+            State::Writing if !blocked => {
                 self.write(handler, slot);
                 self.look_for_reader(handler, slot);
             }
-            State::Closing if !connection.descriptor.is_blocked() => self.flush(handler, slot),
+            State::Closing if !blocked => self.flush(handler, slot),
             State::Reading | State::Writing | State::Closing | State::Paused => {
-                self.look_for_peer(handler, slot);
+                if connection.may_push() {
+                    self.push_out(handler, slot);
+                }
+                match self.slots.get(slot) {
+                    Some(connection) if connection.may_read() => self.read(handler, slot),
+                    Some(_) => self.look_for_peer(handler, slot),
+                    None => {}
+                }
             }
             State::Closed => {}
         }
@@ -341,16 +514,24 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         } else {
             MAX_READ_BYTES
         };
-        let counters = self.inbox.mailbox.counters();
+        let writes = connection.state == State::Writing;
         let verdict = match descriptor.receive(&mut self.buffer[..size]) {
             Ok(Received::Data { length, drained }) => {
                 connection.readable = !drained || connection.hung_up;
-                counters.bytes_in.add(length as u64);
-                handler.readable(&mut connection.user, descriptor, &self.buffer[..length])
+                connection.came_in(length, self.now);
+                handler.readable(
+                    &mut connection.user,
+                    &connection.descriptor,
+                    &self.buffer[..length],
+                )
             }
             Ok(Received::Datagram { length }) => {
-                counters.bytes_in.add(length as u64);
-                handler.readable(&mut connection.user, descriptor, &self.buffer[..length])
+                connection.came_in(length, self.now);
+                handler.readable(
+                    &mut connection.user,
+                    &connection.descriptor,
+                    &self.buffer[..length],
+                )
             }
             Ok(Received::Eof) => {
                 connection.readable = false;
@@ -366,10 +547,21 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
             Err(errno) => Err(Reason::Failed(errno)),
         };
-        self.apply(handler, slot, verdict);
+        // Who is read while it writes goes on writing, whatever it waits for besides.
+        let verdict = match verdict {
+            Ok(Action::ReadPending) if writes => {
+                connection.greeted = true;
+                Ok(Action::Continue)
+            }
+            other => other,
+        };
+        self.answered(handler, slot, verdict);
     }
 
     fn write(&mut self, handler: &mut H, slot: u32) {
+        if !self.finish_push(handler, slot) {
+            return;
+        }
         let Some(connection) = self.slots.get(slot) else {
             return;
         };
@@ -378,18 +570,93 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
     }
 
     fn flush(&mut self, handler: &mut H, slot: u32) {
+        if !self.finish_push(handler, slot) {
+            return;
+        }
         let Some(connection) = self.slots.get(slot) else {
             return;
         };
         match handler.flush(&mut connection.user, &connection.descriptor) {
+            // What was pushed before the end goes out as well.
+            Flushed::All if connection.owner().has_output() => {
+                if self.push_out(handler, slot) {
+                    self.enter(handler, slot, Input::Flushed);
+                }
+            }
             Flushed::All => self.enter(handler, slot, Input::Flushed),
             Flushed::Blocked => {}
             Flushed::Failed(reason) => self.end(handler, slot, reason),
         }
     }
 
+    /// Whether the protocol may write: no pushed message is sent in part any more.
+    fn finish_push(&mut self, handler: &mut H, slot: u32) -> bool {
+        match self.slots.get(slot) {
+            Some(connection) if connection.owner().is_mid_message() => self.push_out(handler, slot),
+            _ => true,
+        }
+    }
+
+    /// Sends what was pushed; true if none is left.
+    fn push_out(&mut self, handler: &mut H, slot: u32) -> bool {
+        for _ in 0..PUSHES_PER_STEP {
+            let Some(connection) = self.slots.get(slot) else {
+                return false;
+            };
+            let (descriptor, owner) = (&connection.descriptor, connection.owner());
+            let one_by_one = descriptor.kind().is_datagram();
+            let buffer = &mut self.buffer[..MAX_READ_BYTES];
+            let filled = owner.with_outbox(|outbox| {
+                if one_by_one {
+                    outbox.fill_one(buffer)
+                } else {
+                    outbox.fill(buffer)
+                }
+            });
+            if filled == 0 {
+                return true;
+            }
+            let sent = match descriptor.send_now(&buffer[..filled]) {
+                Ok(sent) => sent,
+                // It was the fate of one datagram.
+                Err(_) if one_by_one && descriptor.fault().is_none() => filled,
+                Err(errno) => {
+                    self.end(handler, slot, Reason::Failed(errno));
+                    return false;
+                }
+            };
+            owner.with_outbox(|outbox| {
+                outbox.sent(sent);
+                if sent < filled {
+                    outbox.block();
+                }
+            });
+            if owner.is_overrun() {
+                self.end(handler, slot, Reason::SlowConsumer);
+                return false;
+            }
+            if sent < filled {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Does what a callback asked for that brought something of the peer, or of somebody else.
+    fn answered(&mut self, handler: &mut H, slot: u32, verdict: Verdict) {
+        if let Some(connection) = self.slots.get(slot) {
+            connection.greeted |= verdict != Ok(Action::Continue);
+        }
+        self.apply(handler, slot, verdict);
+    }
+
     /// Does what a callback asked for.
     fn apply(&mut self, handler: &mut H, slot: u32, verdict: Verdict) {
+        self.apply_as(handler, slot, verdict, Reason::Closed);
+    }
+
+    /// The same, with the reason should that be the end.
+    fn apply_as(&mut self, handler: &mut H, slot: u32, verdict: Verdict, closing: Reason) {
         let Some(connection) = self.slots.get(slot) else {
             return;
         };
@@ -402,7 +669,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
                 Ok(action) => {
                     match action {
                         Action::Abort => connection.reason = Reason::Aborted,
-                        Action::Close if !connection.eof => connection.reason = Reason::Closed,
+                        Action::Close if !connection.eof => connection.reason = closing,
                         _ => {}
                     }
                     self.enter(handler, slot, Input::Act(action));
@@ -421,6 +688,9 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         let (state, effect) = connection.state.on(input);
         let just_began = state != connection.state;
         connection.state = state;
+        if state == State::Closing && just_began {
+            connection.owner().is_ending();
+        }
         let blocked = connection.descriptor.is_blocked();
         match effect {
             Effect::Write if just_began && !blocked => self.write(handler, slot),
@@ -443,7 +713,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if descriptor.is_gone() {
             self.end(handler, slot, Reason::DescriptorGone);
         } else if connection.dead {
-            let paused = connection.state == State::Paused;
+            let paused = connection.is_held();
             let unheard = paused && (descriptor.kind() == Kind::Tcp || descriptor.peer_is_gone());
             if connection.eof || unheard || connection.awaits_room() {
                 self.end(handler, slot, Reason::PeerGone);
@@ -462,12 +732,67 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
     }
 
-    /// Decides who looks after a connection until its next step.
+    /// The end of each step: what is wished for, who looks after the connection until its next
+    /// step, and for how long.
     fn settle(&mut self, handler: &mut H, slot: u32) {
+        self.heed(handler, slot);
+        self.place_watch(handler, slot);
+        if let Some(connection) = self.slots.get(slot) {
+            connection.note_progress(self.now);
+            self.set_timer(slot);
+        }
+    }
+
+    /// Takes note of what the connection was asked for besides actions.
+    fn heed(&mut self, handler: &mut H, slot: u32) {
+        let Some(connection) = self.slots.get(slot) else {
+            return;
+        };
+        if let Some(granted) = connection.owner().grant() {
+            if let Some(timeout) = granted.timeout {
+                // Not from the beginning of the turn: a callback may have taken long.
+                connection.timeout_at =
+                    timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            }
+            connection.reading_held = granted.hold_reading;
+            connection.closes_when_idle = granted.close_when_idle;
+            if connection.owner().is_overrun() {
+                return self.end(handler, slot, Reason::SlowConsumer);
+            }
+            if granted.close {
+                self.apply(handler, slot, Ok(Action::Close));
+            }
+        }
+        self.close_if_idle(handler, slot);
+    }
+
+    /// Closes a connection that wants to be closed when it is idle. What is in the kernel may
+    /// not have been announced yet, so that is looked at first.
+    fn close_if_idle(&mut self, handler: &mut H, slot: u32) {
+        let Some(connection) = self.slots.get(slot) else {
+            return;
+        };
+        if !connection.closes_when_idle || !connection.is_idle() {
+            return;
+        }
+        if connection.looked_idle || connection.eof {
+            self.apply_as(handler, slot, Ok(Action::Close), Reason::Drained);
+        } else {
+            connection.looked_idle = true;
+            connection.readable = true;
+        }
+    }
+
+    /// Decides who looks after a connection until its next step.
+    fn place_watch(&mut self, handler: &mut H, slot: u32) {
         let key = self.slots.key_of(slot);
         let Some(connection) = self.slots.find(key) else {
             return;
         };
+        if connection.state == State::Writing && connection.descriptor.is_blocked() {
+            let backlog = handler.backlog(&mut connection.user);
+            connection.weigh(backlog);
+        }
         if connection.is_busy() {
             enqueue(&mut self.ready, connection, key);
         }
@@ -605,32 +930,48 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
         let lost = catch_unwind(AssertUnwindSafe(|| handler.lost(user, &descriptor, reason)));
         if let Err(panic) = lost {
-            handler.panicked(&descriptor, panic_message(&*panic));
+            handler.panicked(Some(&descriptor), panic_message(&*panic));
         }
-        if matches!(reason, Reason::Closed | Reason::Stopped) && readable && !eof {
+        if reason.is_ours() && readable && !eof {
             descriptor.finish(&mut self.buffer);
         }
-        self.mailbox().counters().closed.add(1);
+        if let Some(owner) = descriptor.owner() {
+            owner.count(|counters| counters.count_end(reason));
+            owner.has_ended(reason);
+        }
         if let Some(seat) = seat {
             self.demultiplexer.retire(seat);
         }
     }
 
-    /// Closes everything, after one try to send what is buffered.
+    /// Closes everything.
     fn stop(&mut self, handler: &mut H) {
         for slot in self.slots.numbers() {
-            if let Some(connection) = self.slots.get(slot) {
-                let Connection {
-                    user, descriptor, ..
-                } = connection;
-                let flushed = catch_unwind(AssertUnwindSafe(|| handler.flush(user, descriptor)));
-                if let Err(panic) = flushed {
-                    handler.panicked(descriptor, panic_message(&*panic));
-                }
-                self.end(handler, slot, Reason::Stopped);
-            }
+            self.guarded(handler, slot, Self::stop_one);
         }
         self.mailbox().end_turn();
+    }
+
+    /// Closes a connection, after one try to send what is buffered.
+    fn stop_one(&mut self, handler: &mut H, slot: u32) {
+        if !self.finish_push(handler, slot) {
+            return self.end(handler, slot, Reason::Stopped);
+        }
+        let Some(connection) = self.slots.get(slot) else {
+            return;
+        };
+        let Connection {
+            user, descriptor, ..
+        } = connection;
+        let flushed = catch_unwind(AssertUnwindSafe(|| handler.flush(user, descriptor)));
+        match flushed {
+            Ok(Flushed::All) => {
+                self.push_out(handler, slot);
+            }
+            Ok(Flushed::Blocked | Flushed::Failed(_)) => {}
+            Err(panic) => handler.panicked(Some(descriptor), panic_message(&*panic)),
+        }
+        self.end(handler, slot, Reason::Stopped);
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::action::Action;
 use crate::descriptor::Descriptor;
+use crate::inbox::Payload;
 use crate::reason::Reason;
 
 /// The answer of a callback, or the reason why the connection ends without one.
@@ -57,12 +58,46 @@ pub trait Handler {
     fn flush(&mut self, connection: &mut Self::Connection, descriptor: &Arc<Descriptor>)
     -> Flushed;
 
+    /// How many bytes the connection has to write, asked while the kernel takes none. Below the
+    /// high-water mark it is read on meanwhile. `None`, the default: nobody knows, and nothing is
+    /// read.
+    fn backlog(&mut self, _connection: &mut Self::Connection) -> Option<usize> {
+        None
+    }
+
+    /// The time is over that was set with [`set_timeout`](crate::Owner::set_timeout).
+    fn timeout(&mut self, _: &mut Self::Connection, _: &Arc<Descriptor>) -> Verdict {
+        Ok(Action::Close)
+    }
+
+    /// The service takes no more connections and asks those that are there to end. Said once.
+    /// The default closes as soon as there is nothing to do.
+    fn draining(&mut self, _: &mut Self::Connection, descriptor: &Arc<Descriptor>) -> Verdict {
+        if let Some(owner) = descriptor.owner() {
+            owner.close_when_idle();
+        }
+        Ok(Action::Continue)
+    }
+
+    /// A message came over the connection's [`Link`](crate::Link).
+    fn message(
+        &mut self,
+        _: &mut Self::Connection,
+        _: &Arc<Descriptor>,
+        _message: Payload,
+    ) -> Verdict {
+        Ok(Action::Continue)
+    }
+
+    /// A message came that belongs to no connection.
+    fn errand(&mut self, _errand: Payload) {}
+
     /// The connection is over. Said exactly once for every connection that
     /// [`connected`](Self::connected) made; the descriptor is closed right after.
     fn lost(&mut self, connection: Self::Connection, descriptor: &Arc<Descriptor>, reason: Reason);
 
-    /// A call above panicked; its connection is being closed.
-    fn panicked(&mut self, descriptor: &Arc<Descriptor>, message: &str);
+    /// A call above panicked; the connection that it was for, if any, is being closed.
+    fn panicked(&mut self, descriptor: Option<&Arc<Descriptor>>, message: &str);
 
     /// Runs `wait`, in which the worker may sleep.
     fn idle<T: Send>(&mut self, wait: impl FnOnce() -> T + Send) -> T {

@@ -1,7 +1,8 @@
 //! The way into a worker from every other thread, and what wakes it.
 //!
-//! Two bounded channels share one wake-up: descriptors on their way in, and signals
-//! about connections that are there already. Nobody who sends ever waits.
+//! Three bounded channels share one wake-up: descriptors on their way in, signals about
+//! connections that are there already, and messages for handlers. Nobody who sends ever
+//! waits.
 //!
 //! The wake-up costs a system call, so it is made only for a worker that sleeps. The
 //! worker announces its sleep and looks at the channels once more before it lies
@@ -9,10 +10,12 @@
 //! a full fence between the two steps on both sides at least one of them sees the
 //! other, so no message waits for a worker that sleeps.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -22,13 +25,23 @@ use crate::action::Action;
 use crate::counters::Counters;
 use crate::descriptor::Descriptor;
 use crate::poller::Readiness;
+use crate::service::{Admission, Limits, Service};
+
+/// Something for a handler, which the engine carries without looking at it.
+pub type Payload = Box<dyn Any + Send>;
 
 /// Names one connection of one engine for ever: the number of a slot that is used
 /// again comes with another generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     pub(crate) slot: u32,
     pub(crate) generation: u32,
+}
+
+impl Key {
+    const fn packed(self) -> u64 {
+        (self.generation as u64) << 32 | self.slot as u64
+    }
 }
 
 /// Something that happened to a connection outside its worker.
@@ -38,15 +51,21 @@ pub(crate) enum Signal {
     Ready(Key, Readiness),
     /// Somebody resumes a connection, or asks it to close.
     Resume(Key, Action),
+    /// Somebody left a wish with the owner of a connection.
+    Look(Key),
     /// The number of its descriptor was given to somebody else.
     DescriptorGone(Key),
 }
+
+/// For one connection, or for the handler itself.
+pub(crate) type Message = (Option<Key>, Payload);
 
 /// A descriptor on its way in, with what its handler will want to know.
 pub(crate) struct Arrival<O> {
     pub(crate) descriptor: Arc<Descriptor>,
     pub(crate) opening: O,
     pub(crate) place: Place,
+    pub(crate) admission: Admission,
 }
 
 /// Why a message did not get in. Nothing was kept.
@@ -72,20 +91,32 @@ impl std::error::Error for SendError {}
 /// The part of an inbox that does not depend on what a connection opens with.
 pub struct Mailbox {
     signals: Sender<Signal>,
+    messages: Sender<Message>,
+    /// The worker's end, to take back what came too late for the worker.
+    late_messages: Receiver<Message>,
     /// None once the worker has ended: whoever refers to a context, and be it a report in
     /// a logger, keeps no descriptor open. The lock is never held across a call.
     waker: Mutex<Option<Arc<mio::Waker>>>,
     asleep: AtomicBool,
     stopping: AtomicBool,
     overflowed: AtomicBool,
+    /// The stage of some service has changed.
+    reviewing: AtomicBool,
     max_connections: u64,
     counters: Arc<Counters>,
+    /// What connections belong to that no listener accepted.
+    plain: Arc<Service>,
+    worker: OnceLock<ThreadId>,
+    /// The connection whose step the worker is in, or `NOBODY`.
+    stepping: AtomicU64,
     created: Instant,
     /// Milliseconds after `created` at which the present turn began; `RESTING` between.
     turn_began_ms: AtomicU64,
 }
 
 const RESTING: u64 = u64::MAX;
+/// No key: there are fewer than 2^32 slots.
+const NOBODY: u64 = u64::MAX;
 
 impl Mailbox {
     /// Tells the worker to close everything and end.
@@ -108,6 +139,44 @@ impl Mailbox {
         let sent = self.signals.try_send(Signal::Resume(key, action));
         self.wake();
         sent.map_err(SendError::from)
+    }
+
+    /// Gives one connection, or the handler itself, a message.
+    ///
+    /// # Errors
+    /// The channel is full or the worker has ended.
+    pub(crate) fn send(&self, to: Option<Key>, message: Payload) -> Result<(), SendError> {
+        if self.is_stopping() {
+            return Err(SendError::Closed);
+        }
+        let sent = self.messages.try_send((to, message));
+        self.wake();
+        // As in `hand_in`.
+        if self.is_stopping() {
+            clear(&self.late_messages);
+        }
+        sent.map_err(SendError::from)
+    }
+
+    /// Gives the handler a message that belongs to no connection, for
+    /// [`Handler::errand`](crate::Handler::errand).
+    ///
+    /// # Errors
+    /// The channel is full or the worker has ended.
+    pub fn errand(&self, errand: Payload) -> Result<(), SendError> {
+        self.send(None, errand)
+    }
+
+    /// Has the worker look at the [stage](Service::stage) of every connection's service.
+    pub fn review(&self) {
+        self.reviewing.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Whether one more connection would be taken.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.is_stopping() && self.counters.active.get() < self.max_connections
     }
 
     /// What this context counts.
@@ -139,7 +208,31 @@ impl Mailbox {
         u64::try_from(now.duration_since(self.created).as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn must_arrive(&self, signal: Signal) {
+    /// From here on the calling thread is the worker.
+    pub(crate) fn is_served_here(&self) {
+        // An engine stays on its thread.
+        let _ = self.worker.set(thread::current().id());
+    }
+
+    pub(crate) fn begin_step(&self, key: Key) {
+        self.stepping.store(key.packed(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn end_step(&self) {
+        self.stepping.store(NOBODY, Ordering::Relaxed);
+    }
+
+    /// Whether the caller is the worker in the middle of this connection's step.
+    pub(crate) fn is_stepping(&self, key: Key) -> bool {
+        self.stepping.load(Ordering::Relaxed) == key.packed()
+            && self.worker.get() == Some(&thread::current().id())
+    }
+
+    pub(crate) fn take_review(&self) -> bool {
+        self.reviewing.load(Ordering::Relaxed) && self.reviewing.swap(false, Ordering::AcqRel)
+    }
+
+    pub(crate) fn must_arrive(&self, signal: Signal) {
         if let Err(TrySendError::Full(_)) = self.signals.try_send(signal) {
             self.overflowed.store(true, Ordering::Release);
         }
@@ -180,7 +273,7 @@ pub(crate) struct Place(Arc<Mailbox>);
 impl Place {
     fn take(mailbox: &Arc<Mailbox>) -> Option<Self> {
         let counters = &mailbox.counters;
-        if !counters.connections.add_below(mailbox.max_connections) {
+        if !counters.active.add_below(mailbox.max_connections) {
             counters.refused.add(1);
             return None;
         }
@@ -190,35 +283,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.counters.connections.subtract(1);
-    }
-}
-
-/// The connection that a descriptor belongs to.
-pub struct Owner {
-    key: Key,
-    mailbox: Arc<Mailbox>,
-}
-
-impl Owner {
-    pub(crate) const fn new(key: Key, mailbox: Arc<Mailbox>) -> Self {
-        Self { key, mailbox }
-    }
-
-    /// Gives the connection an action from outside its callbacks.
-    ///
-    /// # Errors
-    /// The channel is full or the worker has ended.
-    pub fn resume(&self, action: Action) -> Result<(), SendError> {
-        self.mailbox.resume(self.key, action)
-    }
-
-    pub(crate) fn descriptor_gone(&self) {
-        self.mailbox.must_arrive(Signal::DescriptorGone(self.key));
-    }
-
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.mailbox.counters
+        self.0.counters.active.subtract(1);
     }
 }
 
@@ -244,23 +309,43 @@ impl<O> Door<O> {
     /// Hands a descriptor in. It is closed when there is no place for it, and when the
     /// context ends before it takes it in: then `opening` is dropped.
     ///
+    /// # Errors
+    /// The context is full or stops; `opening` comes back.
+    pub fn hand_in(&self, descriptor: Arc<Descriptor>, opening: O) -> Result<(), (SendError, O)> {
+        match self.mailbox.plain.admit() {
+            Some(admission) => self
+                .admit(descriptor, opening, admission)
+                .map_err(|(error, opening, _)| (error, opening)),
+            // Cannot be: it has as many places as there are numbers.
+            None => Err((SendError::Full, opening)),
+        }
+    }
+
+    /// Hands in a descriptor of a service, as [`hand_in`](Self::hand_in) does.
+    ///
     /// A worker that stops clears the queue, and whoever hands in looks afterwards whether
     /// it has stopped: with a full fence between the two steps on both sides, nothing is
     /// left in a queue that nobody reads.
     ///
     /// # Errors
-    /// The context is full or stops; `opening` comes back.
-    pub fn hand_in(&self, descriptor: Arc<Descriptor>, opening: O) -> Result<(), (SendError, O)> {
+    /// The context is full or stops; `opening` and `admission` come back.
+    pub fn admit(
+        &self,
+        descriptor: Arc<Descriptor>,
+        opening: O,
+        admission: Admission,
+    ) -> Result<(), (SendError, O, Admission)> {
         if self.mailbox.is_stopping() {
-            return Err((SendError::Closed, opening));
+            return Err((SendError::Closed, opening, admission));
         }
         let Some(place) = Place::take(&self.mailbox) else {
-            return Err((SendError::Full, opening));
+            return Err((SendError::Full, opening, admission));
         };
         let arrival = Arrival {
             descriptor,
             opening,
             place,
+            admission,
         };
         let sent = self.arrivals.try_send(arrival);
         // Begins with a full fence.
@@ -268,12 +353,15 @@ impl<O> Door<O> {
         if self.mailbox.is_stopping() {
             clear(&self.leftovers);
         }
-        match sent {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(arrival)) => Err((SendError::Full, arrival.opening)),
-            // Cannot be while this door itself holds a receiver.
-            Err(TrySendError::Disconnected(arrival)) => Err((SendError::Closed, arrival.opening)),
-        }
+        sent.map_err(|error| {
+            let error_kind = match error {
+                TrySendError::Full(_) => SendError::Full,
+                // Cannot be while this door itself holds a receiver.
+                TrySendError::Disconnected(_) => SendError::Closed,
+            };
+            let arrival = error.into_inner();
+            (error_kind, arrival.opening, arrival.admission)
+        })
     }
 
     /// The rest of the inbox.
@@ -292,12 +380,15 @@ fn clear<T>(queue: &Receiver<T>) {
 pub(crate) struct Inbox<O> {
     pub(crate) arrivals: Receiver<Arrival<O>>,
     pub(crate) signals: Receiver<Signal>,
+    pub(crate) messages: Receiver<Message>,
     pub(crate) mailbox: Arc<Mailbox>,
 }
 
 /// Descriptors that may wait for their worker at one time. A worker takes them in every
 /// turn; a longer queue would only hide that it is stuck.
 const MAX_ARRIVALS: usize = 4096;
+/// Messages that may wait for their worker at one time.
+const MAX_MESSAGES: usize = 4096;
 /// Room for signals beside one for every connection.
 const SPARE_SIGNALS: usize = 1024;
 /// Room is taken at once, so it has a bound; beyond it the worker looks at everybody.
@@ -314,14 +405,21 @@ impl<O> Inbox<O> {
         let (door, arrivals) = crossbeam_channel::bounded(max_connections.min(MAX_ARRIVALS));
         let room = max_connections.min(MAX_SIGNALS) + SPARE_SIGNALS;
         let (sender, signals) = crossbeam_channel::bounded(room);
+        let (message_sender, messages) = crossbeam_channel::bounded(MAX_MESSAGES);
         let mailbox = Arc::new(Mailbox {
             signals: sender,
+            messages: message_sender,
+            late_messages: messages.clone(),
             waker: Mutex::new(Some(Arc::new(waker))),
             asleep: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
+            reviewing: AtomicBool::new(false),
             max_connections: max_connections as u64,
             counters: Arc::default(),
+            plain: Service::new(Limits::default(), u64::MAX),
+            worker: OnceLock::new(),
+            stepping: AtomicU64::new(NOBODY),
             created: Instant::now(),
             turn_began_ms: AtomicU64::new(RESTING),
         });
@@ -329,6 +427,7 @@ impl<O> Inbox<O> {
         let inbox = Self {
             arrivals,
             signals,
+            messages,
             mailbox: Arc::clone(&mailbox),
         };
         Ok((
@@ -347,12 +446,19 @@ impl<O> Inbox<O> {
         fence(Ordering::SeqCst);
         let quiet = self.arrivals.is_empty()
             && self.signals.is_empty()
+            && self.messages.is_empty()
+            && !self.mailbox.reviewing.load(Ordering::Relaxed)
             && !self.mailbox.is_stopping()
             && !self.mailbox.overflowed.load(Ordering::Relaxed);
         if !quiet {
             self.get_up();
         }
         quiet
+    }
+
+    /// What waits to be taken.
+    pub(crate) fn depth(&self) -> usize {
+        self.arrivals.len() + self.signals.len() + self.messages.len()
     }
 
     pub(crate) fn get_up(&self) {
@@ -366,6 +472,7 @@ impl<O> Drop for Inbox<O> {
         self.mailbox.stopping.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
         clear(&self.arrivals);
+        clear(&self.messages);
         let waker = self.mailbox.waker.lock().take();
         drop(waker);
     }
@@ -403,7 +510,7 @@ mod tests {
         let (after, descriptor) = served();
         assert!(door.hand_in(descriptor, ()).is_err());
         assert!(is_closed(after));
-        assert_eq!(door.mailbox().counters().connections.get(), 0);
+        assert_eq!(door.mailbox().counters().active.get(), 0);
     }
 
     #[test]

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod acceptor;
 mod action;
 mod address;
 mod connection;
@@ -27,10 +28,15 @@ mod descriptor;
 mod engine;
 mod handler;
 mod inbox;
+mod link;
+mod outbox;
 mod poller;
 mod reason;
+mod service;
 mod state;
+mod timers;
 
+pub use acceptor::{Accepted, Acceptor, Endpoint, ListenOptions};
 pub use action::Action;
 pub use address::Address;
 pub use counters::{Counter, Counters};
@@ -38,7 +44,9 @@ pub use demultiplexer::{Demultiplexer, Interest, NoDemultiplexer};
 pub use descriptor::{AdoptError, Descriptor, Kind, Received};
 pub use engine::{Engine, Groundwork, MAX_READ_BYTES, Settings, Turn};
 pub use handler::{Flushed, Handler, Verdict};
-pub use inbox::{Door, Key, Mailbox, Owner, SendError};
+pub use inbox::{Door, Key, Mailbox, Payload, SendError};
+pub use link::{Link, Owner, PushError, Watcher};
 pub use poller::Readiness;
 pub use reason::Reason;
+pub use service::{Admission, Limits, Service, SlowConsumer, Stage};
 pub use state::{Effect, Input, State};

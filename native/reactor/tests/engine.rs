@@ -55,7 +55,7 @@ fn a_panic_in_a_callback_costs_one_connection<D: Demultiplexer>(mut world: World
         }
         assert_eq!(world.exchange(&mut bystander, b"well?"), b"well?", "{name}");
         let mailbox = world.mailbox();
-        assert_eq!(mailbox.counters().connections.get(), 1, "{name}");
+        assert_eq!(mailbox.counters().active.get(), 1, "{name}");
     }
     assert_eq!(count(&untouched.lost), 0);
 }
@@ -111,7 +111,7 @@ fn a_stop_loses_every_connection_once<D: Demultiplexer>(mut world: World<D>) {
         assert_eq!(count(&record.lost), 1);
         assert_eq!(record.reason(), Reason::Stopped);
     }
-    assert_eq!(mailbox.counters().connections.get(), 0);
+    assert_eq!(mailbox.counters().active.get(), 0);
     assert_eq!(mailbox.counters().parked.get(), 0);
     let (_client, server) = unix();
     let descriptor = Descriptor::adopt(std::os::fd::AsFd::as_fd(&server)).expect("a stream");
@@ -211,7 +211,7 @@ fn signals_that_a_callback_sends_to_itself_wait_for_the_next_turn<D: Demultiplex
 
 fn a_place_is_given_back<D: Demultiplexer>(mut world: World<D>) {
     let mut clients = Vec::new();
-    while world.mailbox().counters().connections.get() < 64 {
+    while world.mailbox().counters().active.get() < 64 {
         let (client, server) = unix();
         let record = world.serve(server, Script::echo());
         clients.push((client, record));
@@ -476,7 +476,7 @@ fn what_is_on_its_way_when_the_worker_ends_is_closed() {
     world.stop();
     assert_eq!(no_block(client.read(&mut [0])), Some(0));
     assert_eq!(count(&record.connected), 0);
-    assert_eq!(mailbox.counters().connections.get(), 0);
+    assert_eq!(mailbox.counters().active.get(), 0);
     drop(door);
 }
 
@@ -534,7 +534,7 @@ fn many_threads_hand_in_while_the_engine_runs() {
                     assert!(got == sent);
                     // The place is given back right after the end of the stream.
                     let deadline = Instant::now() + PATIENCE;
-                    while door.mailbox().counters().connections.get() > 4 {
+                    while door.mailbox().counters().active.get() > 4 {
                         assert!(Instant::now() < deadline);
                         std::thread::yield_now();
                     }
@@ -548,8 +548,8 @@ fn many_threads_hand_in_while_the_engine_runs() {
     for thread in threads {
         thread.join().expect("a thread without a failure");
     }
-    world.until("the end", || mailbox.counters().connections.get() == 0);
-    assert_eq!(mailbox.counters().adopted.get(), 800);
+    world.until("the end", || mailbox.counters().active.get() == 0);
+    assert_eq!(mailbox.counters().accepted.get(), 800);
     assert_eq!(mailbox.counters().closed.get(), 800);
     world.stop();
 }

@@ -147,7 +147,7 @@ fn converse<D: Demultiplexer>(mut world: World<D>, steps: &[(usize, Step)]) {
         conversation.finish(&mut world);
     }
     let mailbox = world.mailbox();
-    assert_eq!(mailbox.counters().connections.get(), 0);
+    assert_eq!(mailbox.counters().active.get(), 0);
     assert_eq!(mailbox.counters().parked.get(), 0);
     assert!(world.echo.panics.is_empty());
     world.stop();

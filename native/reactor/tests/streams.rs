@@ -164,7 +164,7 @@ fn a_peer_that_closes_is_one_loss<D: Demultiplexer>(mut world: World<D>) {
         assert_eq!(count(&record.lost), 1, "{kind}");
         assert_eq!(count(&record.eof), 1, "{kind}");
         let counters = world.mailbox();
-        assert_eq!(counters.counters().connections.get(), 0, "{kind}");
+        assert_eq!(counters.counters().active.get(), 0, "{kind}");
         assert_eq!(counters.counters().parked.get(), 0, "{kind}");
     }
 }
@@ -330,7 +330,7 @@ fn a_refused_connection_is_closed_without_a_loss<D: Demultiplexer>(mut world: Wo
             "{kind}"
         );
         assert_eq!(count(&record.lost), 0, "{kind}");
-        assert_eq!(world.mailbox().counters().connections.get(), 0, "{kind}");
+        assert_eq!(world.mailbox().counters().active.get(), 0, "{kind}");
     }
 }
 

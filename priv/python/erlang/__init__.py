@@ -1,15 +1,16 @@
 """Erlang, seen from the Python that runs inside its VM.
 
 `send` and `whereis` reach Erlang processes. `Pid`, `Ref` and `Atom` are the kinds of Erlang term
-that Python has no type for. `erlang.reactor` serves sockets.
+that Python has no type for, `Connection` is one that both sides know. `erlang.reactor` serves
+sockets.
 """
 
 from __future__ import annotations
 
 import _erlang
-from erlang._terms import Atom, Interrupted, Pid, Ref
+from erlang._terms import Atom, Connection, Interrupted, Pid, Ref
 
-__all__ = ["Atom", "Interrupted", "Pid", "Ref", "send", "whereis"]
+__all__ = ["Atom", "Connection", "Interrupted", "Pid", "Ref", "send", "whereis"]
 
 
 def send(to: Pid | Atom | str, term: object) -> None:

@@ -1,4 +1,4 @@
-"""The Erlang terms that Python has no type for, and the exception that Erlang raises.
+"""What Python has no type for: some Erlang terms, and connections; and the exception that Erlang raises.
 
 The native code knows these classes by identity and reads their slots, so they are final.
 """
@@ -99,6 +99,35 @@ class Atom:
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return Atom, (self._name,)
+
+
+@final
+class Connection:
+    """One connection of a reactor, known to Erlang as a reference.
+
+    Comes from `erlang.reactor.Protocol.connection`, or from Erlang, and goes to Erlang and back as
+    the same. It may be kept for as long as one likes: it keeps nothing open, and when the connection
+    is over it never becomes another one.
+    """
+
+    __slots__ = ("_handle",)
+    __module__ = "erlang"
+
+    _handle: _erlang.Connection
+
+    def __init__(self, handle: _erlang.Connection) -> None:
+        self._handle = handle
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Connection):
+            return _erlang.connection_id(self._handle) == _erlang.connection_id(other._handle)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((Connection, _erlang.connection_id(self._handle)))
+
+    def __repr__(self) -> str:
+        return f"<erlang.Connection {_erlang.connection_id(self._handle)}>"
 
 
 class Interrupted(KeyboardInterrupt):

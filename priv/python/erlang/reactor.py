@@ -7,7 +7,7 @@ a callback returns says what happens next:
 ================  ================================================================
 ``continue``      keep the present interest
 ``write_pending`` there is something to write: `write_ready` is called now, then
-                  whenever the kernel takes more; nothing is read meanwhile
+                  whenever the kernel takes more
 ``read_pending``  wait for data
 ``close``         send what is in `write_buffer`, then close
 ``abort``         close now
@@ -16,6 +16,10 @@ None              ``write_pending`` if `write_buffer` holds something, else
                   ``read_pending``
 ================  ================================================================
 
+While the kernel takes nothing, a protocol with the inherited `write_ready` is read on until
+its `write_buffer` holds more than the high-water mark, and again when that holds less than
+the low-water mark; one with a `write_ready` of its own is not read meanwhile.
+
 Anything else, or an exception, costs that one connection: it is logged with its
 traceback, and the connection is closed. All callbacks of one connection come from the
 same thread; while a callback runs, the other connections of its context wait.
@@ -23,10 +27,12 @@ same thread; while a callback runs, the other connections of its context wait.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import _erlang
+from erlang._terms import Connection
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12
@@ -36,6 +42,7 @@ __all__ = [
     "Address",
     "Protocol",
     "ProtocolFactory",
+    "SlowConsumer",
     "close_connection",
     "get_protocol",
     "init_connection",
@@ -51,6 +58,11 @@ Action: TypeAlias = Literal["continue", "write_pending", "read_pending", "close"
 Address: TypeAlias = tuple[Any, ...]
 """``(host, port)`` for IPv4, ``(host, port, flowinfo, scope_id)`` for IPv6 as in the
 `socket` module, ``(path,)`` for a bound Unix socket."""
+
+SlowConsumer: TypeAlias = Literal["drop_old", "drop_new", "buffer", "disconnect"]
+"""What becomes of messages that Erlang pushes and the peer does not take."""
+
+_log = logging.getLogger(__name__)
 
 _ACTIONS: tuple[Action, ...] = (
     "continue",
@@ -95,8 +107,9 @@ class Protocol:
     """The address of the other end; for datagrams the sender of the last one."""
     close_reason: str | None
     """Why the connection ended: ``closed``, ``aborted``, ``eof``, ``reset``,
-    ``peer_gone``, ``exception``, ``descriptor_gone``, ``stopped``, or ``failed: ...``
-    with the text of a system error. None before that."""
+    ``peer_gone``, ``exception``, ``descriptor_gone``, ``stopped``, ``drained``, ``timeout``,
+    ``idle_timeout``, ``handshake_timeout``, ``write_timeout``, ``slow_consumer``, or
+    ``failed: ...`` with the text of a system error. None before that."""
 
     # In __new__, so that a subclass may write an __init__ without calling super().
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
@@ -157,6 +170,35 @@ class Protocol:
         done = _erlang.connection_flush(self._handle, self.write_buffer)
         return "read_pending" if done else "continue"
 
+    def timeout_expired(self) -> Action | None:
+        """The time set with `set_timeout` is over. Called once for each time that was set.
+
+        The default closes, after sending what is in `write_buffer`.
+        """
+        return "close"
+
+    def message_received(self, message: object) -> Action | None:
+        """Erlang sent a message with ``py_reactor:send(Conn, Term)``.
+
+        The default logs it and leaves it at that.
+
+        Args:
+            message: the term, as the table of conversions has it.
+        """
+        _log.warning("%s takes no messages, but got one", type(self).__qualname__)
+        return "continue"
+
+    def draining(self) -> Action | None:
+        """The listener takes no more connections and wants this one to end. Called once at
+        most; at the listener's deadline the connection is closed.
+
+        The default closes as soon as there is nothing to read and nothing to write. A
+        protocol that knows better when its peer expects an answer overrides this: HTTP, for
+        instance, says ``Connection: close`` with the next response.
+        """
+        _erlang.connection_close_when_idle(self._handle)
+        return "continue"
+
     def connection_lost(self) -> None:
         """The connection is over; `close_reason` says why. Called exactly once for every
         protocol that was made, as the last callback. Its result is ignored."""
@@ -189,6 +231,66 @@ class Protocol:
             ValueError: there is no connection yet.
         """
         return _erlang.connection_write(self._handle, data)
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, for Erlang: to be sent there with `erlang.send`, and used with
+        ``py_reactor:send/2``, ``push/2``, ``close/1`` and ``monitor/1``.
+
+        Raises:
+            ValueError: there is no connection yet.
+        """
+        if self._handle is None:
+            raise ValueError("the protocol has no connection yet")
+        return Connection(self._handle)
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """Have `timeout_expired` called once, so many seconds from now. Any thread may call it.
+
+        There is one timeout: this takes the place of one that was set before.
+
+        Args:
+            seconds: a number that is not negative; None for no timeout.
+
+        Raises:
+            ValueError: `seconds` is negative or no number, or there is no connection yet, or
+                it is driven by hand.
+        """
+        _erlang.connection_set_timeout(self._handle, seconds)
+
+    def pause_reading(self) -> None:
+        """Read nothing more until `resume_reading`. What was received already is still handed
+        over; a peer that vanishes is noticed. Any thread may call it.
+
+        Raises:
+            ValueError: there is no connection yet, or it is driven by hand.
+        """
+        _erlang.connection_hold_reading(self._handle, True)
+
+    def resume_reading(self) -> None:
+        """Go on reading. Any thread may call it.
+
+        Raises:
+            ValueError: there is no connection yet, or it is driven by hand.
+        """
+        _erlang.connection_hold_reading(self._handle, False)
+
+    def set_slow_consumer(self, policy: SlowConsumer, messages: int | None = None) -> None:
+        """Set what becomes of messages that Erlang pushes and the peer does not take in time.
+        More than the listener's high-water mark never waits.
+
+        Args:
+            policy: ``drop_old`` (the oldest make room for the newest), ``drop_new`` (the
+                newest is not taken), ``buffer`` (so many wait, with the next the connection
+                ends) or ``disconnect`` (none waits: what the kernel does not take at once
+                ends the connection).
+            messages: for ``buffer`` only: how many, 1 or more.
+
+        Raises:
+            ValueError: no such policy, a number that does not fit, no connection yet, or one
+                driven by hand.
+        """
+        _erlang.connection_set_slow_consumer(self._handle, policy, messages)
 
 
 ProtocolFactory: TypeAlias = Callable[[], Protocol]

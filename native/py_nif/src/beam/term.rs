@@ -11,6 +11,8 @@ use rustler::types::map::MapIterator;
 use rustler::types::tuple::{get_tuple, make_tuple};
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, Term, TermType};
 
+use crate::connections::Connection;
+
 /// Version byte and tags of the external term format.
 mod external {
     pub(super) const VERSION: u8 = 131;
@@ -83,6 +85,10 @@ pub(crate) fn encode<'a>(env: Env<'a>, value: &Value) -> Result<Term<'a>, Conver
         Value::Map(pairs) => encode_map(env, pairs)?,
         Value::Pid(bytes) => encode_handle(env, bytes, external::PIDS)?,
         Value::Ref(bytes) => encode_handle(env, bytes, external::REFERENCES)?,
+        Value::Connection(link) => {
+            let connection = Connection::of(link).ok_or(ConversionError::BadHandle)?;
+            connection.encode(env)
+        }
     })
 }
 
@@ -154,7 +160,10 @@ fn begin(term: Term<'_>) -> Result<Part<'_>, ConversionError> {
             Ok(Part::Value(Value::Float(float)))
         }
         TermType::Pid => Ok(Part::Value(Value::Pid(external_form(term)))),
-        TermType::Ref => Ok(Part::Value(Value::Ref(external_form(term)))),
+        TermType::Ref => Ok(Part::Value(match Connection::in_term(term) {
+            Some(link) => Value::Connection(link),
+            None => Value::Ref(external_form(term)),
+        })),
         TermType::Fun => Err(unsupported("a fun")),
         TermType::Port => Err(unsupported("a port")),
         TermType::Unknown => Err(unknown()),

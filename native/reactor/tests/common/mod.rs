@@ -259,7 +259,7 @@ impl Handler for Echo {
         Self::play(&mut talk, descriptor, |script| &mut script.lost);
     }
 
-    fn panicked(&mut self, _: &Arc<Descriptor>, message: &str) {
+    fn panicked(&mut self, _: Option<&Arc<Descriptor>>, message: &str) {
         self.panics.push(message.to_owned());
     }
 

@@ -1,0 +1,221 @@
+%%% All listeners: their names, and the supervisor of those that belong to no other one.
+%%%
+%%% The names are a table that belongs to the top supervisor, and that callers read by themselves. The
+%%% row of a listener lives as long as its supervisor: a row whose supervisor is gone counts for nothing,
+%%% and goes when the next listener starts.
+-module(py_reactor_listeners).
+
+-behaviour(supervisor).
+
+%% The supervisor
+-export([start_link/0, start/2, start_listener/2, is_child/1, stop/1]).
+%% Names
+-export([make_table/0, register/2, is_restart/1, unregister/1, find/1, names/0]).
+
+%% supervisor callbacks
+-export([init/1]).
+
+-export_type([name/0]).
+
+-type name() :: term().
+
+%% Rows: {Name, Supervisor, Listener}; the last is the native handle.
+-define(TABLE, ?MODULE).
+
+-spec start_link() -> supervisor:startlink_ret().
+start_link() ->
+    supervisor:start_link({local, ?MODULE}, ?MODULE, no_argument).
+
+%% @doc Starts a listener under this supervisor.
+%%
+%% Its protocol is imported here, in the caller: an import that takes long keeps nobody else waiting.
+-spec start(name(), py_reactor_listener_options:options()) ->
+    {ok, pid()} | {error, py_reactor:listen_reason()}.
+start(Name, Options) ->
+    prepared(Name, Options, fun(Checked, Recipe) ->
+        try
+            supervisor:start_child(?MODULE, [Name, Checked, Recipe])
+        catch
+            exit:{noproc, _} -> {error, not_running}
+        end
+    end).
+
+%% @doc Starts a listener under the calling supervisor.
+-spec start_listener(name(), py_reactor_listener_options:options()) ->
+    {ok, pid()} | {error, py_reactor:listen_reason()}.
+start_listener(Name, Options) ->
+    prepared(Name, Options, fun(Checked, Recipe) ->
+        py_reactor_listener_sup:start_link(Name, Checked, Recipe)
+    end).
+
+%% @doc Whether the supervisor of a listener is a child of this one.
+-spec is_child(pid()) -> boolean().
+is_child(Supervisor) ->
+    try supervisor:get_childspec(?MODULE, Supervisor) of
+        {ok, _} -> true;
+        {error, not_found} -> false
+    catch
+        exit:{noproc, _} -> false
+    end.
+
+%% @doc Ends the supervisor of a listener, if it is a child of this one.
+-spec stop(pid()) -> ok | {error, not_found}.
+stop(Supervisor) ->
+    supervisor:terminate_child(?MODULE, Supervisor).
+
+prepared(Name, Options, Start) ->
+    case {py_reactor_listener_options:check(Options), find(Name)} of
+        {{ok, Checked}, {error, not_found}} -> prepared_checked(Checked, Start);
+        {{ok, _}, {ok, Supervisor, _}} -> {error, {already_started, Supervisor}};
+        {{ok, _}, {error, not_running}} -> {error, not_running};
+        {{error, _} = Error, _} -> Error
+    end.
+
+prepared_checked(#{protocol := Protocol, info := Info, contexts := Contexts} = Checked, Start) ->
+    case py_nif:recipe_new(named(Protocol), Info) of
+        {ok, Recipe} ->
+            case prepare(Recipe, Protocol, Contexts) of
+                ok -> Start(Checked, Recipe);
+                {error, _} = Error -> Error
+            end;
+        {error, _} = Error ->
+            Error
+    end.
+
+named(undefined) ->
+    undefined;
+named({Module, Name, Kwargs}) ->
+    {py_reactor_listener_options:name(Module), py_reactor_listener_options:name(Name), Kwargs}.
+
+%% Contexts that start later import by themselves.
+prepare(_Recipe, undefined, _Contexts) ->
+    ok;
+prepare(Recipe, _Protocol, Contexts) ->
+    case py_reactor_pool:handles(Contexts) of
+        [] ->
+            {error, no_context};
+        Handles ->
+            first_error([py_nif:recipe_prepare(Recipe, Handle) || Handle <- in_time(Handles)])
+    end.
+
+%% A context that a callback holds up imports later, if there is another one to tell whether the
+%% import succeeds.
+in_time(Handles) ->
+    case [Handle || Handle <- Handles, not py_reactor_pool:is_held_up(Handle)] of
+        [] -> Handles;
+        InTime -> InTime
+    end.
+
+first_error([]) ->
+    ok;
+first_error([Ticket | Tickets]) ->
+    receive
+        {Ticket, ok} ->
+            first_error(Tickets);
+        {Ticket, {error, no_context}} ->
+            %% It ended, or has no time to read: it will import later.
+            first_error(Tickets);
+        {Ticket, {error, _} = Error} ->
+            _ = [forgotten(Other) || Other <- Tickets],
+            Error
+    end.
+
+%% No message stays behind.
+forgotten(Ticket) ->
+    case py_nif:cancel(Ticket) of
+        true ->
+            ok;
+        false ->
+            receive
+                {Ticket, _} -> ok
+            end
+    end.
+
+%%--------------------------------------------------------------------------------------------------
+%% Names
+
+%% @doc Makes the table. Called by the top supervisor.
+-spec make_table() -> ok.
+make_table() ->
+    ?TABLE = ets:new(?TABLE, [named_table, public, {read_concurrency, true}]),
+    ok.
+
+%% @doc Gives the calling supervisor a name.
+-spec register(name(), py_nif:listener()) -> ok | {error, {already_started, pid()} | not_running}.
+register(Name, Listener) ->
+    try
+        _ = [ets:delete_object(?TABLE, Row) || {_, Pid, _} = Row <- rows(), not is_process_alive(Pid)],
+        case ets:insert_new(?TABLE, {Name, self(), Listener}) of
+            true -> ok;
+            false -> {error, {already_started, ets:lookup_element(?TABLE, Name, 2)}}
+        end
+    catch
+        error:badarg -> {error, not_running}
+    end.
+
+%% @doc Whether a listener of this name has died and was not stopped.
+-spec is_restart(name()) -> boolean().
+is_restart(Name) ->
+    case lookup(Name) of
+        [{_, Supervisor, _}] -> not is_process_alive(Supervisor);
+        _ -> false
+    end.
+
+%% @doc Takes back the name of a listener that ends.
+-spec unregister(name()) -> ok.
+unregister(Name) ->
+    try
+        true = ets:delete(?TABLE, Name),
+        ok
+    catch
+        %% The application has ended, and the table with it.
+        error:badarg -> ok
+    end.
+
+-spec find(name()) -> {ok, pid(), py_nif:listener()} | {error, not_found | not_running}.
+find(Name) ->
+    case lookup(Name) of
+        [{_, Supervisor, Listener}] ->
+            case is_process_alive(Supervisor) of
+                true -> {ok, Supervisor, Listener};
+                false -> {error, not_found}
+            end;
+        [] ->
+            {error, not_found};
+        not_running ->
+            {error, not_running}
+    end.
+
+-spec names() -> [name()].
+names() ->
+    lists:sort([Name || {Name, Pid, _} <- rows(), is_process_alive(Pid)]).
+
+lookup(Name) ->
+    try
+        ets:lookup(?TABLE, Name)
+    catch
+        error:badarg -> not_running
+    end.
+
+rows() ->
+    try
+        ets:tab2list(?TABLE)
+    catch
+        error:badarg -> []
+    end.
+
+%%--------------------------------------------------------------------------------------------------
+%% supervisor
+
+%% @private
+-spec init(no_argument) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
+init(no_argument) ->
+    %% One that is killed again and again must not take the others along, nor the application.
+    Flags = #{strategy => simple_one_for_one, intensity => 100, period => 1},
+    Child = #{
+        id => listener,
+        start => {py_reactor_listener_sup, start_link, []},
+        type => supervisor,
+        shutdown => infinity
+    },
+    {ok, {Flags, [Child]}}.

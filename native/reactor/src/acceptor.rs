@@ -1,0 +1,350 @@
+//! A listening socket: where connections come from.
+//!
+//! What accept(2) and its relatives do on Linux, and what this file makes of it:
+//!
+//! - An error that already waited on the new connection, like ECONNABORTED, is handed out by
+//!   accept(2). It speaks of that one connection, which is gone: the next one may be fine.
+//! - Without a free descriptor accept(2) fails before it looks into the backlog. What
+//!   waits there goes on waiting, so trying again at once is a loop that never sleeps.
+//! - TCP_NODELAY passes from the listening socket to those that it accepts, which saves a
+//!   system call for each.
+//! - shutdown(2) of a listening socket ends it for every duplicate: accept(2) then
+//!   fails with EINVAL, and who waits in epoll is woken. The backlog is reset. But a Unix socket
+//!   that does not block says EAGAIN then, while epoll goes on to report it: so duplicates
+//!   share a flag as well.
+//! - A socket in that state keeps its port, but lets another one with SO_REUSEADDR have
+//!   it too: so the port can be opened again while duplicates are still open.
+//! - The file of a Unix socket outlives the socket. connect(2) tells whether anybody
+//!   listens behind it.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::SocketAddr as UnixSocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mio::net::{TcpListener, UnixListener};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage,
+    UnixAddr, sockopt,
+};
+
+use crate::address::Address;
+use crate::descriptor::Kind;
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A TCP address; with port 0 the kernel chooses one.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+/// How to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenOptions {
+    /// Connections that may wait to be accepted; the kernel has a bound of its own.
+    pub backlog: u32,
+    /// Whether others may listen on the same port and share its connections (TCP only).
+    pub reuseport: bool,
+    /// Whether small messages are sent at once instead of being collected (TCP only).
+    pub nodelay: bool,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self {
+            backlog: 1024,
+            reuseport: false,
+            nodelay: true,
+        }
+    }
+}
+
+/// What came of trying to accept.
+#[derive(Debug)]
+pub enum Accepted {
+    /// A connection, close-on-exec and non-blocking, and its peer if that has a name.
+    Connection(OwnedFd, Option<Address>),
+    /// Nobody is waiting.
+    Empty,
+    /// The process or the kernel is short of something: try again, but not at once.
+    Exhausted(Errno),
+    /// The socket was shut, or is broken for good.
+    Failed(Errno),
+}
+
+/// A listening socket, or a duplicate of one.
+///
+/// Duplicates share the backlog; [`shut`](Self::shut) ends all of them. The one that
+/// [`open`](Self::open) made also owns the file of a Unix socket, and removes it when it
+/// is dropped.
+#[derive(Debug)]
+pub struct Acceptor {
+    listener: Listener,
+    is_shut: Arc<AtomicBool>,
+    /// Held for what it does when it is dropped.
+    _file: Option<SocketFile>,
+}
+
+/// mio's listeners accept with accept4(2), and are nothing more than a descriptor.
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Acceptor {
+    /// Listens. SO_REUSEADDR is always set, so that connections of an earlier listener do
+    /// not keep the port. A Unix socket's file that nobody listens behind is replaced.
+    ///
+    /// # Errors
+    /// The address is in use or not ours, the path cannot be made, or the process has no
+    /// descriptor left.
+    pub fn open(endpoint: &Endpoint, options: &ListenOptions) -> io::Result<Self> {
+        match endpoint {
+            Endpoint::Tcp(address) => Self::open_tcp(*address, options),
+            Endpoint::Unix(path) => Self::open_unix(path, options),
+        }
+    }
+
+    fn open_tcp(address: SocketAddr, options: &ListenOptions) -> io::Result<Self> {
+        let address = SockaddrStorage::from(address);
+        let socket = stream_socket(address.family().unwrap_or(AddressFamily::Inet))?;
+        socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        if options.reuseport {
+            socket::setsockopt(&socket, sockopt::ReusePort, &true)?;
+        }
+        socket::setsockopt(&socket, sockopt::TcpNoDelay, &options.nodelay)?;
+        socket::bind(socket.as_raw_fd(), &address)?;
+        listen(&socket, options.backlog)?;
+        Ok(Self {
+            listener: Listener::Tcp(socket.into()),
+            is_shut: Arc::default(),
+            _file: None,
+        })
+    }
+
+    fn open_unix(path: &Path, options: &ListenOptions) -> io::Result<Self> {
+        let address = UnixAddr::new(path)?;
+        let socket = stream_socket(AddressFamily::Unix)?;
+        match socket::bind(socket.as_raw_fd(), &address) {
+            Err(Errno::EADDRINUSE) if is_abandoned(path, &address)? => {
+                fs::remove_file(path)?;
+                socket::bind(socket.as_raw_fd(), &address)?;
+            }
+            other => other?,
+        }
+        let file = SocketFile::of(path)?;
+        listen(&socket, options.backlog)?;
+        Ok(Self {
+            listener: Listener::Unix(socket.into()),
+            is_shut: Arc::default(),
+            _file: Some(file),
+        })
+    }
+
+    /// Another hold on the same socket.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let socket = self.as_fd().try_clone_to_owned()?;
+        Ok(Self {
+            listener: match self.listener {
+                Listener::Tcp(_) => Listener::Tcp(socket.into()),
+                Listener::Unix(_) => Listener::Unix(socket.into()),
+            },
+            is_shut: Arc::clone(&self.is_shut),
+            _file: None,
+        })
+    }
+
+    /// Takes the next connection. Never waits.
+    #[must_use]
+    pub fn accept(&self) -> Accepted {
+        if self.is_shut.load(Ordering::Acquire) {
+            return Accepted::Failed(Errno::EINVAL);
+        }
+        let mut errno = Errno::UnknownErrno;
+        for _ in 0..MAX_PASSING_ERRORS {
+            let error = match self.listener.accept() {
+                Ok((connection, peer)) => return Accepted::Connection(connection, peer),
+                Err(error) => error,
+            };
+            // Without an errno: the peer has an address that nobody can read.
+            errno = Errno::from_raw(error.raw_os_error().unwrap_or(Errno::ECONNABORTED as i32));
+            match errno {
+                Errno::EAGAIN => return Accepted::Empty,
+                Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
+                    return Accepted::Exhausted(errno);
+                }
+                passing if is_passing(passing) => {}
+                broken => return Accepted::Failed(broken),
+            }
+        }
+        Accepted::Exhausted(errno)
+    }
+
+    /// Whether there is something to learn from [`accept`](Self::accept): somebody waits, or
+    /// the socket is shut. Unlike that call it needs no free descriptor.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let mut asked = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        // After a failure accept(2) will tell more.
+        poll(&mut asked, PollTimeout::ZERO) != Ok(0)
+    }
+
+    /// Stops listening, here and on every duplicate. What waits in the backlog is reset.
+    pub fn shut(&self) {
+        self.is_shut.store(true, Ordering::Release);
+        // The only error is ENOTCONN of a socket that was shut before.
+        let _ = socket::shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
+    }
+
+    /// The address that it listens on, with the port that the kernel chose.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn address(&self) -> io::Result<Address> {
+        let storage = socket::getsockname::<SockaddrStorage>(self.as_fd().as_raw_fd())?;
+        Address::from_storage(&storage).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    /// What it accepts.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self.listener {
+            Listener::Tcp(_) => Kind::Tcp,
+            Listener::Unix(_) => Kind::UnixStream,
+        }
+    }
+}
+
+impl AsFd for Acceptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.listener {
+            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl Listener {
+    fn accept(&self) -> io::Result<(OwnedFd, Option<Address>)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (connection, peer) = listener.accept()?;
+                Ok((connection.into(), Some(Address::Inet(peer))))
+            }
+            Self::Unix(listener) => {
+                let (connection, peer) = listener.accept()?;
+                Ok((connection.into(), unix_address(&peer)))
+            }
+        }
+    }
+}
+
+/// Errors of single connections that are taken in a row before it looks as if the socket
+/// itself failed that way, as under a security policy that forbids accept(2).
+const MAX_PASSING_ERRORS: usize = 1000;
+
+/// Errors that speak of the connection that was to be accepted, as accept(2) lists them.
+const fn is_passing(errno: Errno) -> bool {
+    #[cfg(target_os = "linux")]
+    if matches!(errno, Errno::ENONET) {
+        return true;
+    }
+    matches!(
+        errno,
+        Errno::EINTR
+            | Errno::ECONNABORTED
+            | Errno::EPERM
+            | Errno::EPROTO
+            | Errno::ENOPROTOOPT
+            | Errno::EOPNOTSUPP
+            | Errno::ENETDOWN
+            | Errno::ENETUNREACH
+            | Errno::EHOSTDOWN
+            | Errno::EHOSTUNREACH
+            | Errno::ETIMEDOUT
+    )
+}
+
+fn stream_socket(family: AddressFamily) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket::socket(family, SockType::Stream, flags, None)
+}
+
+fn listen(socket: &OwnedFd, backlog: u32) -> nix::Result<()> {
+    let wanted = i32::try_from(backlog).unwrap_or(i32::MAX);
+    // Beyond what nix takes: as much as the kernel allows.
+    #[cfg(any(target_os = "linux", target_os = "freebsd"))]
+    let most = Backlog::MAXALLOWABLE;
+    #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+    let most = Backlog::MAXCONN;
+    socket::listen(socket, Backlog::new(wanted).unwrap_or(most))
+}
+
+fn unix_address(peer: &UnixSocketAddr) -> Option<Address> {
+    if let Some(path) = peer.as_pathname() {
+        return Some(Address::Unix(path.to_path_buf()));
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::ffi::OsStringExt;
+        if let Some(name) = peer.as_abstract_name() {
+            let bytes = std::iter::once(0).chain(name.iter().copied()).collect();
+            return Some(Address::Unix(std::ffi::OsString::from_vec(bytes).into()));
+        }
+    }
+    None
+}
+
+/// Whether a path is that of a socket that nobody listens behind. A file of another kind
+/// refuses connections too, and is left alone.
+fn is_abandoned(path: &Path, address: &UnixAddr) -> io::Result<bool> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Ok(false);
+    }
+    let probe = stream_socket(AddressFamily::Unix)?;
+    Ok(socket::connect(probe.as_raw_fd(), address) == Err(Errno::ECONNREFUSED))
+}
+
+/// The file of a Unix socket; removed when dropped, unless it is another one by then.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
+        if ours {
+            // What cannot be removed is replaced by whoever listens there next.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
