@@ -4,10 +4,15 @@
 //! of its instructions. It must hit the job it was meant for and nothing later. So jobs are
 //! numbered, and both sides act under the GIL: who interrupts looks whether that very job is
 //! running, and a job that ends takes a pending exception back.
+//!
+//! Native code that sleeps on such a thread sleeps by `std::thread::park`: an interrupt wakes it, and
+//! Python raises the exception as soon as it runs an instruction there.
 #![allow(unsafe_code)]
 
 use std::ffi::c_long;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::Thread;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -17,6 +22,8 @@ use pyo3::prelude::*;
 #[derive(Debug, Default)]
 pub struct Activity {
     thread: AtomicU64,
+    /// The same thread, as Rust knows it.
+    sleeper: OnceLock<Thread>,
     /// The number of the last job that began.
     last: AtomicU64,
     running: AtomicBool,
@@ -31,6 +38,7 @@ impl Activity {
     pub fn bind_to_this_thread(&self, py: Python<'_>) -> PyResult<()> {
         let ident = py.import("threading")?.call_method0("get_ident")?;
         self.thread.store(ident.extract()?, Ordering::Release);
+        self.sleeper.get_or_init(std::thread::current);
         Ok(())
     }
 
@@ -77,6 +85,9 @@ impl Activity {
         // SAFETY: the token inside `exception` proves that this thread is attached; Python
         // takes its own reference to the class.
         unsafe { ffi::PyThreadState_SetAsyncExc(self.ident(), exception.as_ptr()) };
+        if let Some(sleeper) = self.sleeper.get() {
+            sleeper.unpark();
+        }
     }
 
     // Python's own type changed sign between versions; the bits are the same.
