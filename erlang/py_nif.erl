@@ -16,6 +16,9 @@
 -export([context_busy_ms/1, context_stats/1]).
 -export([handoff/4, ready/2]).
 
+%% Slow callbacks
+-export([context_glance/1, context_look/3]).
+
 %% Single connections
 -export([connection_send/2, connection_send_large/2, connection_push/2, connection_close/1]).
 -export([connection_monitor/1, connection_demonitor/1]).
@@ -31,6 +34,7 @@
 
 -export_type([ticket/0, work/0, failure/0, function_call/0, answer/0, context/0]).
 -export_type([connection/0, monitor/0, recipe/0, listener/0, acceptor/0, stage/0]).
+-export_type([glance/0, seen/0]).
 
 -type ticket() :: reference().
 -type work() ::
@@ -45,6 +49,26 @@
     | {raised, {error | exit | throw, Reason :: term(), Text :: binary(), Stacktrace :: binary()}}.
 -type context() :: reference().
 -type connection() :: reference().
+-type glance() :: #{
+    job := pos_integer(),
+    age_ms := non_neg_integer(),
+    callback := binary() | none,
+    fd := non_neg_integer() | none
+}.
+-type seen() ::
+    ended
+    | {ok, #{
+        job := pos_integer(),
+        age_ms := non_neg_integer(),
+        callback := binary() | none,
+        fd := non_neg_integer() | none,
+        protocol := binary(),
+        peer := binary(),
+        stack := binary(),
+        %% How long it took to have the GIL.
+        waited_ms := non_neg_integer()
+    }}
+    | {error, Traceback :: binary()}.
 -type monitor() :: reference().
 -type recipe() :: reference().
 -type listener() :: reference().
@@ -159,6 +183,20 @@ handoff(_Context, _Fd, _Info, _Nodelay) ->
 %% Tells the worker of a parked connection what enif_select said. False if it is no connection.
 -spec ready(connection(), ready_input | ready_output) -> boolean().
 ready(_Connection, _Readiness) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%%--------------------------------------------------------------------------------------------------
+%% Slow callbacks
+
+%% What the worker is in just now, without the GIL.
+-spec context_glance(context()) -> none | glance().
+context_glance(_Context) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Has Python's main thread look at a job. The answer comes as the message {py_look, Tag, seen()}, as
+%% soon as the GIL can be had.
+-spec context_look(context(), Job :: pos_integer(), Tag :: non_neg_integer()) -> ok.
+context_look(_Context, _Job, _Tag) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %%--------------------------------------------------------------------------------------------------

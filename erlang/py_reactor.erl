@@ -6,6 +6,8 @@
 -export([suspend_listener/1, resume_listener/1, drain_listener/2]).
 -export([listener_info/1, which_listeners/0, get_port/1]).
 -export([set_max_connections/2, wait_for_connections/3]).
+%% Seen from outside
+-export([metrics/0, start_dashboard/1, stop_dashboard/0]).
 
 -export_type([listen_reason/0]).
 
@@ -197,3 +199,22 @@ call(Name, Ask) ->
         {error, _} ->
             {error, not_found}
     end.
+
+%%--------------------------------------------------------------------------------------------------
+%% Seen from outside
+
+%% @doc What contexts and listeners count, in the text format of Prometheus.
+-spec metrics() -> binary().
+metrics() ->
+    py_reactor_metrics:metrics().
+
+%% @doc Starts a page with live figures and plots, on the loopback address unless `ip' says otherwise.
+-spec start_dashboard(py_reactor_dashboard:options()) ->
+    {ok, pid()} | {error, py_reactor_dashboard:reason()}.
+start_dashboard(Options) ->
+    py_reactor_dashboard:start(Options).
+
+%% @doc Stops that page.
+-spec stop_dashboard() -> ok | {error, not_found}.
+stop_dashboard() ->
+    py_reactor_dashboard:stop().

@@ -17,8 +17,10 @@ use reactor::{
     Counters, Endpoint, Limits, ListenOptions, PushError, SendError, Service, SlowConsumer, Stage,
 };
 use reactor_python::value::{ConversionError, Value};
+use reactor_python::{Glance, Look};
 
 use crate::beam::park::report_ready;
+use crate::beam::post::post;
 use crate::beam::select::Seat;
 use crate::beam::term::{decode, encode};
 use crate::calls::{self, Call, Failure, Refused, Work};
@@ -347,6 +349,80 @@ fn ready(connection: Term<'_>, readiness: rustler::Atom) -> NifResult<bool> {
         return Err(Error::BadArg);
     };
     Ok(report_ready(connection, interest))
+}
+
+// ---------------------------------------------------------------------------------------------
+// Slow callbacks
+
+mod watch_atoms {
+    rustler::atoms! {
+        none, py_look, ended, job, age_ms, callback, fd, protocol, peer, stack, waited_ms
+    }
+}
+
+/// context_glance(Context) -> none | #{job, age_ms, callback, fd}: what its worker is in just now
+#[rustler::nif]
+fn context_glance(env: Env<'_>, context: ResourceArc<Context>) -> NifResult<Term<'_>> {
+    match context.glance() {
+        Some(glance) => encode_glance(env, glance),
+        None => Ok(watch_atoms::none().encode(env)),
+    }
+}
+
+/// context_look(Context, Job, Tag) -> ok: {py_look, Tag, Seen} comes when the GIL can be had
+#[rustler::nif]
+fn context_look(env: Env<'_>, context: ResourceArc<Context>, job: u64, tag: u64) -> rustler::Atom {
+    let asker = env.pid();
+    context.look(job, move |seen, waited| {
+        let seen = seen.map(|look| look.map(|look| (look.stack(), look)));
+        post(asker, move |env| {
+            (watch_atoms::py_look(), tag, encode_seen(env, seen, waited)).encode(env)
+        });
+    });
+    ok()
+}
+
+fn encode_glance(env: Env<'_>, glance: Glance) -> NifResult<Term<'_>> {
+    let (callback, fd) = match glance.place {
+        Some(place) => (place.callback.encode(env), place.fd.encode(env)),
+        None => (
+            watch_atoms::none().encode(env),
+            watch_atoms::none().encode(env),
+        ),
+    };
+    Term::map_new(env)
+        .map_put(watch_atoms::job(), glance.job)?
+        .map_put(watch_atoms::age_ms(), millis(glance.age))?
+        .map_put(watch_atoms::callback(), callback)?
+        .map_put(watch_atoms::fd(), fd)
+}
+
+/// ended | {ok, #{job, age_ms, callback, fd, protocol, peer, stack, waited_ms}} | {error, Traceback}
+fn encode_seen(
+    env: Env<'_>,
+    seen: Result<Option<(String, Look)>, String>,
+    waited: Duration,
+) -> Term<'_> {
+    match seen {
+        Ok(Some((stack, look))) => match encode_look(env, look, stack, waited) {
+            Ok(map) => (ok(), map).encode(env),
+            Err(_) => watch_atoms::ended().encode(env),
+        },
+        Ok(None) => watch_atoms::ended().encode(env),
+        Err(traceback) => (error(), traceback).encode(env),
+    }
+}
+
+fn encode_look(env: Env<'_>, look: Look, stack: String, waited: Duration) -> NifResult<Term<'_>> {
+    encode_glance(env, look.glance)?
+        .map_put(watch_atoms::protocol(), look.protocol)?
+        .map_put(watch_atoms::peer(), look.peer)?
+        .map_put(watch_atoms::stack(), stack)?
+        .map_put(watch_atoms::waited_ms(), millis(waited))
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 // ---------------------------------------------------------------------------------------------
