@@ -214,7 +214,7 @@ connection_send(_Connection, _Message) ->
 connection_send_large(_Connection, _Message) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
--spec connection_push(connection(), iodata()) -> ok | {error, closed | dropped | too_large}.
+-spec connection_push(connection(), iodata()) -> ok | {error, closed | dropped | overload | too_large}.
 connection_push(_Connection, _Data) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 

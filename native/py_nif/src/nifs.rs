@@ -472,6 +472,7 @@ fn connection_push<'a>(
             let reason = match refused {
                 PushError::Closed => reactor_atoms::closed(),
                 PushError::Dropped => reactor_atoms::dropped(),
+                PushError::Busy => atoms::overload(),
                 PushError::TooLarge => reactor_atoms::too_large(),
             };
             (error(), reason).encode(env)
