@@ -1,4 +1,4 @@
-%%% Python from Erlang.
+%%% Python from Erlang, and functions of Erlang for Python.
 %%%
 %%% The code runs on threads of its own, never on a scheduler. The caller waits; when it stops
 %%% waiting, because of a timeout or because it dies, the Python code is interrupted.
@@ -11,8 +11,9 @@
 -export([cast/3]).
 -export([add_path/1]).
 -export([version/0]).
+-export([register_function/2, unregister_function/1, functions/0]).
 
--export_type([name/0, value/0, failure/0, reason/0]).
+-export_type([name/0, value/0, failure/0, reason/0, register_reason/0]).
 
 -type name() :: atom() | binary() | string().
 %% A module or a function; a function may have a dotted name.
@@ -22,6 +23,9 @@
 
 -type failure() :: {Class :: binary(), Message :: binary(), Traceback :: binary()}.
 %% A Python exception.
+
+-type register_reason() :: {bad_name, Explanation :: binary()} | not_running.
+%% Why a function was not registered.
 
 -type reason() :: failure() | timeout | overload | not_running | stopped.
 
@@ -93,6 +97,32 @@ version() ->
 
 done({ok, none}) -> ok;
 done({error, _} = Error) -> Error.
+
+%% @doc Makes an Erlang function known to Python, where `erlang.call(name, *args)' calls it, and
+%% `from erlang import name' imports it. Another one of that name is replaced.
+%%
+%% Each call runs in a process of its own. The function is applied to the arguments: it has as many
+%% parameters as Python has to give arguments. `{Module, Function}' may have several arities.
+%%
+%% The name must be an identifier of Python and none that the package `erlang' has. The function stays
+%% registered until the application stops, whatever becomes of the process that has registered it.
+-spec register_function(name(), py_reactor_functions:target()) -> ok | {error, register_reason()}.
+register_function(Name, Function) when is_function(Function) ->
+    py_reactor_functions:register(text(name(Name)), Function);
+register_function(Name, {Module, Function}) when is_atom(Module), is_atom(Function) ->
+    py_reactor_functions:register(text(name(Name)), {Module, Function});
+register_function(_Name, _Function) ->
+    error(badarg).
+
+%% @doc Takes a function away from Python. Calls of it that run go on to their end.
+-spec unregister_function(name()) -> ok | {error, unknown_function | not_running}.
+unregister_function(Name) ->
+    py_reactor_functions:unregister(text(name(Name))).
+
+%% @doc The names of the functions that Python can call, sorted.
+-spec functions() -> [binary()].
+functions() ->
+    py_reactor_functions:names().
 
 %%--------------------------------------------------------------------------------------------------
 

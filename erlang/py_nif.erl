@@ -8,6 +8,9 @@
 -export([submit/1, cast/1, cancel/1]).
 -export([log_register/0, log_taken/1]).
 
+%% Functions: Erlang from Python
+-export([functions_serve/0, functions_set/1, function_begin/1, function_answer/2]).
+
 %% Reactor: contexts and connections
 -export([context_start/2, context_stop/1, context_interrupt/1, context_running/1]).
 -export([context_busy_ms/1, context_stats/1]).
@@ -29,15 +32,21 @@
 
 -on_load(load/0).
 
--export_type([ticket/0, work/0, failure/0, context/0, connection/0, monitor/0]).
+-export_type([ticket/0, work/0, failure/0, function_call/0, answer/0, context/0]).
+-export_type([connection/0, monitor/0, recipe/0, listener/0, acceptor/0, stage/0]).
 -export_type([glance/0, seen/0]).
--export_type([recipe/0, listener/0, acceptor/0, stage/0]).
 
 -type ticket() :: reference().
 -type work() ::
     {exec, Code :: binary()}
     | {eval, Expression :: binary(), Locals :: map()}
     | {call, Module :: binary(), Function :: binary(), Args :: list(), Kwargs :: map()}.
+-type function_call() :: reference().
+-type answer() ::
+    {ok, Result :: term()}
+    | {unknown, Text :: binary()}
+    | {bad_arity, Text :: binary()}
+    | {raised, {error | exit | throw, Reason :: term(), Text :: binary(), Stacktrace :: binary()}}.
 -type context() :: reference().
 -type connection() :: reference().
 -type glance() :: #{
@@ -106,6 +115,30 @@ log_register() ->
 %% Returns how many lines were dropped since the last time.
 -spec log_taken(pos_integer()) -> Dropped :: non_neg_integer().
 log_taken(_Count) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%%--------------------------------------------------------------------------------------------------
+%% Functions: Erlang from Python
+
+%% The calling process gets {py_function, Call} for each call, and {py_function_over, Pid} when nobody
+%% waits any more for the process that began it.
+-spec functions_serve() -> ok.
+functions_serve() ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% These names, and no others, can be imported.
+-spec functions_set(Names :: [binary()]) -> ok.
+functions_set(_Names) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% The calling process is that of the call. Abandoned if nobody waits for an answer, or if it is no call.
+-spec function_begin(function_call()) -> {Name :: binary(), Args :: list()} | abandoned.
+function_begin(_Call) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Whether somebody still waited for it: only the first answer counts.
+-spec function_answer(function_call(), answer()) -> boolean().
+function_answer(_Call, _Answer) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %%--------------------------------------------------------------------------------------------------
@@ -181,7 +214,7 @@ connection_send(_Connection, _Message) ->
 connection_send_large(_Connection, _Message) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
--spec connection_push(connection(), iodata()) -> ok | {error, closed | dropped | too_large}.
+-spec connection_push(connection(), iodata()) -> ok | {error, closed | dropped | overload | too_large}.
 connection_push(_Connection, _Data) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
@@ -194,8 +227,8 @@ connection_close(_Connection) ->
 connection_monitor(_Connection) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
-%% True if no message was sent and none will be.
--spec connection_demonitor(monitor()) -> boolean().
+%% What became of the message: none will be sent, it is being sent this moment, or it was.
+-spec connection_demonitor(monitor()) -> unsent | sending | sent.
 connection_demonitor(_Monitor) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 

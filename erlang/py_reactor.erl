@@ -6,8 +6,12 @@
 -export([suspend_listener/1, resume_listener/1, drain_listener/2]).
 -export([listener_info/1, which_listeners/0, get_port/1]).
 -export([set_max_connections/2, wait_for_connections/3]).
+%% Single connections
+-export([send/2, push/2, close/1, monitor/1, demonitor/1]).
 %% Seen from outside
 -export([metrics/0, start_dashboard/1, stop_dashboard/0]).
+
+-compile({no_auto_import, [monitor/1, demonitor/1]}).
 
 -export_type([listen_reason/0]).
 
@@ -199,6 +203,31 @@ call(Name, Ask) ->
         {error, _} ->
             {error, not_found}
     end.
+
+%%--------------------------------------------------------------------------------------------------
+%% Single connections
+
+%% @equiv py_reactor_connection:send(Connection, Message)
+-spec send(py_reactor_connection:connection(), term()) ->
+    ok | {error, closed | overload | {bad_message, Explanation :: binary()}}.
+send(Connection, Message) -> py_reactor_connection:send(Connection, Message).
+
+%% @equiv py_reactor_connection:push(Connection, Data)
+-spec push(py_reactor_connection:connection(), iodata()) ->
+    ok | {error, closed | dropped | overload | too_large}.
+push(Connection, Data) -> py_reactor_connection:push(Connection, Data).
+
+%% @equiv py_reactor_connection:close(Connection)
+-spec close(py_reactor_connection:connection()) -> ok | {error, closed}.
+close(Connection) -> py_reactor_connection:close(Connection).
+
+%% @equiv py_reactor_connection:monitor(Connection)
+-spec monitor(py_reactor_connection:connection()) -> py_reactor_connection:monitor().
+monitor(Connection) -> py_reactor_connection:monitor(Connection).
+
+%% @equiv py_reactor_connection:demonitor(Monitor)
+-spec demonitor(py_reactor_connection:monitor()) -> true.
+demonitor(Monitor) -> py_reactor_connection:demonitor(Monitor).
 
 %%--------------------------------------------------------------------------------------------------
 %% Seen from outside

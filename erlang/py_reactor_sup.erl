@@ -1,5 +1,5 @@
 %%% The top of the supervision tree. No child depends on another's process: Python never ends once it
-%%% runs, and the tables of contexts and listeners belong to this supervisor.
+%%% runs, and the tables of contexts, listeners and functions belong to this supervisor.
 -module(py_reactor_sup).
 
 -behaviour(supervisor).
@@ -20,6 +20,7 @@ start_link(Settings) ->
 init(#{contexts := Size} = Settings) ->
     ok = py_reactor_pool:make_table(),
     ok = py_reactor_listeners:make_table(),
+    ok = py_reactor_functions:make_table(),
     Child = fun(Module, Argument) ->
         #{id => Module, start => {Module, start_link, Argument}}
     end,
@@ -31,6 +32,8 @@ init(#{contexts := Size} = Settings) ->
         Child(py_reactor_events, [Settings]),
         Child(py_reactor_log, []),
         Child(py_reactor_python, [Settings]),
+        %% Before the contexts, whose connections may call functions to their end.
+        Child(py_reactor_functions, []),
         Child(py_reactor_pool, [Size]),
         Child(py_reactor_watchdog, [Settings]),
         Supervisor(py_reactor_context_sup, [Size]),

@@ -1169,7 +1169,7 @@ sleep_in_a_callback_holds_up_its_own_context_only(Config) ->
     Listener = ?config(listener, Config),
     use("bad_protocols.Sleeper"),
     %% The bystander is in the one, the sleeper goes to the other.
-    [Other] = [C || C <- contexts(), map_get(connections, py_reactor_context:stats(C)) =:= 0],
+    [Other] = [C || C <- contexts(), map_get(active, py_reactor_context:stats(C)) =:= 0],
     Sleeper = open(Listener, #{}, Other),
     ok = gen_tcp:send(Sleeper, <<"3.0">>),
     wait_until("a callback holds the context up", fun() -> is_held_up(Other) end),

@@ -217,7 +217,7 @@ a_killed_context_ends_its_own_connections_only(_Config) ->
     ?assertNot(lists:member(Victim, pool())),
     New = [connect() || _ <- lists:seq(1, 4)],
     [echoes(Client, <<"new">>) || Client <- New],
-    [?assert(stat(Context, connections) >= 2) || Context <- pool()],
+    [?assert(stat(Context, active) >= 2) || Context <- pool()],
     [lost(Client) || Client <- Staying ++ New].
 
 a_killed_context_whose_callback_spins_is_ended_too(_Config) ->
@@ -314,7 +314,7 @@ a_full_context_answers_overload_until_a_place_is_free(_Config) ->
     ?assertMatch(#{active := 3, refused := 10}, py_reactor_context:stats(Context)),
     [echoes(Client, <<"served">>) || Client <- Clients],
     lost(First),
-    wait_until("a place is free", fun() -> stat(Context, connections) =:= 2 end),
+    wait_until("a place is free", fun() -> stat(Context, active) =:= 2 end),
     New = connect(Context),
     echoes(New, <<"given again">>),
     [lost(Client) || Client <- [New | Others]],
@@ -328,7 +328,7 @@ places_are_given_again_for_ever(_Config) ->
             Client = connect(Context),
             echoes(Client, <<"one of many">>),
             lost(Client),
-            wait_until("the place is free", fun() -> stat(Context, connections) =:= 0 end)
+            wait_until("the place is free", fun() -> stat(Context, active) =:= 0 end)
         end
      || _ <- lists:seq(1, 100)
     ],
@@ -589,7 +589,7 @@ a_thousand_idle_connections_are_parked_and_echo(_Config) ->
         lists:duplicate(1000, {<<"eof">>}) ++ lists:duplicate(1000, {<<"lost">>, <<"eof">>}), Ends
     ),
     wait_until("all are counted out", fun() ->
-        maps:with([parked, connections], py_reactor_context:stats(Context)) =:=
+        maps:with([parked, active], py_reactor_context:stats(Context)) =:=
             #{parked => 0, active => 0}
     end),
     ok = py_reactor_context:stop(Context).

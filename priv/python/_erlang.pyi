@@ -1,5 +1,8 @@
 """The native module of py_reactor. Private: use the package `erlang`."""
 
+from collections.abc import Callable
+from typing import Any
+
 from typing_extensions import Buffer
 
 from erlang import Atom, Pid
@@ -9,6 +12,17 @@ def send(to: Pid | Atom | str, term: object) -> None: ...
 def whereis(name: Atom | str) -> Pid | None: ...
 def atom_exists(name: str) -> bool: ...
 def log(level: int, text: str, logger: str, file: str, line: str, traceback: str) -> None: ...
+
+# Functions: what erlang.call is made on.
+
+def function_call(
+    name: str,
+    args: tuple[object, ...],
+    timeout_s: float | None,
+    checkpoint: Callable[[], None],
+) -> Any: ...
+def function_exists(name: str) -> bool: ...
+def function_names() -> list[str]: ...
 
 # Connections: what erlang.reactor is made on. A handle is a capsule; None stands for a protocol
 # without a connection, which is a ValueError.

@@ -10,6 +10,10 @@ main(Arguments) ->
     {ok, _} = application:ensure_all_started(py_reactor),
     [SitePackages] = filelib:wildcard(filename:absname(".venv/lib/python3*/site-packages")),
     ok = py:add_path(unicode:characters_to_binary(SitePackages)),
+    %% For test_functions.py.
+    ok = py:register_function(same, fun(Value) -> Value end),
+    ok = py:register_function(fail, fun(Kind, Reason) -> erlang:raise(binary_to_atom(Kind), Reason, []) end),
+    ok = py:register_function(sleep, {timer, sleep}),
     %% ExitCode is no plain integer, and what Python still holds in its buffers is lost when the node halts.
     ok = py:exec(<<"
         def run_pytest(arguments):

@@ -4,7 +4,7 @@
 //! be the key of a map. The reference lives for as long as somebody holds it and does not keep the
 //! connection open; when that is over it leads nowhere.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use reactor::{Link, PushError, Reason, SendError, Watcher};
@@ -73,9 +73,26 @@ impl Connection {
 /// The wish of one process to know when a connection is over.
 pub(crate) struct Watch {
     watcher: LocalPid,
-    /// The watcher is dead, or changed its mind.
-    stale: AtomicBool,
+    stage: AtomicU8,
     monitor: OnceLock<Monitor>,
+}
+
+const WAITING: u8 = 0;
+/// The message is on its way into the mailbox.
+const TELLING: u8 = 1;
+const TOLD: u8 = 2;
+/// The watcher is dead, or changed its mind.
+const STALE: u8 = 3;
+
+/// What became of a watch that is not wanted any more.
+#[derive(Clone, Copy)]
+pub(crate) enum Cancelled {
+    /// No message was sent and none will be.
+    Unsent,
+    /// It is being sent.
+    Sending,
+    /// It is in the mailbox, or was.
+    Sent,
 }
 
 #[rustler::resource_impl(name = "py_reactor_connection_monitor")]
@@ -93,7 +110,7 @@ impl Watch {
     pub(crate) fn start(env: Env<'_>, connection: ResourceArc<Connection>) -> ResourceArc<Self> {
         let watch = ResourceArc::new(Self {
             watcher: env.pid(),
-            stale: AtomicBool::new(false),
+            stage: AtomicU8::new(WAITING),
             monitor: OnceLock::new(),
         });
         // Without a monitor the process is dying: the message will go nowhere, which is right.
@@ -108,30 +125,29 @@ impl Watch {
             .link()
             .and_then(|link| link.watch(Box::new(told)));
         if watched.is_err() {
-            tell(&watch, connection, None);
+            watch.stage.store(TOLD, Ordering::Release);
+            let reason = atoms::noproc().encode(env);
+            let message = down(env, &watch, &connection, reason);
+            // The only error is a receiver that is gone, and it is the caller.
+            let _ = env.send(&watch.watcher, message);
         }
         watch
     }
 
-    /// No message comes from now on; false if one was sent already.
-    pub(crate) fn cancel(&self) -> bool {
-        !self.stale.swap(true, Ordering::AcqRel)
+    /// No message is wanted any more.
+    pub(crate) fn cancel(&self) -> Cancelled {
+        match self.advance(WAITING, STALE) {
+            Ok(()) | Err(STALE) => Cancelled::Unsent,
+            Err(TELLING) => Cancelled::Sending,
+            Err(_) => Cancelled::Sent,
+        }
     }
-}
 
-/// Sends the message, unless it was sent or nobody wants it any more.
-fn tell(watch: &ResourceArc<Watch>, connection: ResourceArc<Connection>, reason: Option<Reason>) {
-    if !watch.cancel() {
-        return;
+    fn advance(&self, from: u8, to: u8) -> Result<(), u8> {
+        self.stage
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .map(|_| ())
     }
-    let same = watch.clone();
-    post(watch.watcher, move |env| {
-        let reason = match reason {
-            Some(reason) => encode_reason(env, reason),
-            None => atoms::noproc().encode(env),
-        };
-        (atoms::down(), same, atoms::connection(), connection, reason).encode(env)
-    });
 }
 
 /// The connection's end of a [`Watch`].
@@ -142,12 +158,41 @@ struct Told {
 
 impl Watcher for Told {
     fn is_stale(&self) -> bool {
-        self.watch.stale.load(Ordering::Acquire)
+        self.watch.stage.load(Ordering::Acquire) == STALE
     }
 
     fn ended(self: Box<Self>, reason: Reason) {
-        tell(&self.watch, self.connection, Some(reason));
+        let Self { watch, connection } = *self;
+        if watch.advance(WAITING, TELLING).is_err() {
+            return;
+        }
+        let told = watch.clone();
+        post(watch.watcher, move |env| {
+            let reason = encode_reason(env, reason);
+            down(env, &watch, &connection, reason)
+        });
+        // A worker sends by itself, so the message is there.
+        told.stage.store(TOLD, Ordering::Release);
+        if let Some(monitor) = told.monitor.get() {
+            told.demonitor(None, monitor);
+        }
     }
+}
+
+fn down<'a>(
+    env: Env<'a>,
+    watch: &ResourceArc<Watch>,
+    connection: &ResourceArc<Connection>,
+    reason: Term<'a>,
+) -> Term<'a> {
+    (
+        atoms::down(),
+        watch,
+        atoms::connection(),
+        connection,
+        reason,
+    )
+        .encode(env)
 }
 
 /// An atom, or `{failed, Text}`.

@@ -5,6 +5,7 @@ mod beam;
 mod calls;
 mod connections;
 mod context;
+mod functions;
 mod listener;
 mod log;
 mod nifs;

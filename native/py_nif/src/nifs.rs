@@ -22,10 +22,11 @@ use reactor_python::{Glance, Look};
 use crate::beam::park::report_ready;
 use crate::beam::post::post;
 use crate::beam::select::Seat;
-use crate::beam::term::decode;
+use crate::beam::term::{decode, encode};
 use crate::calls::{self, Call, Failure, Refused, Work};
-use crate::connections::{Connection, Watch};
+use crate::connections::{Cancelled, Connection, Watch};
 use crate::context::{Context, adopt_error};
+use crate::functions::{self, FunctionCall, Outcome};
 use crate::listener::{Batch, Listener, Missing, Recipe, Waiting};
 use crate::log;
 use crate::python::interpreter::{self, Settings};
@@ -179,10 +180,78 @@ fn decode_map(term: Term<'_>) -> NifResult<Result<Vec<(Value, Value)>, Conversio
 }
 
 // ---------------------------------------------------------------------------------------------
+// Functions: Erlang from Python
+
+mod function_atoms {
+    rustler::atoms! { abandoned, raised, unknown, bad_arity }
+}
+
+/// functions_serve() -> ok: the caller gets the calls
+#[rustler::nif]
+fn functions_serve(env: Env<'_>) -> rustler::Atom {
+    functions::serve(env.pid());
+    ok()
+}
+
+/// functions_set(Names) -> ok
+#[rustler::nif]
+fn functions_set(names: Vec<String>) -> rustler::Atom {
+    functions::set_names(names.into_iter().collect());
+    ok()
+}
+
+/// function_begin(Call) -> {Name, Args} | abandoned: the caller is the process of the call. What is no
+/// call is as good as abandoned.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn function_begin<'a>(env: Env<'a>, call: Term<'a>) -> Term<'a> {
+    let call: NifResult<ResourceArc<FunctionCall>> = call.decode();
+    let begun = call.map(|call| (call.begin(env.pid()), call));
+    let Ok((Some((name, args)), call)) = begun else {
+        return function_atoms::abandoned().encode(env);
+    };
+    match encode(env, &Value::List(args)) {
+        Ok(args) => (name, args).encode(env),
+        Err(error) => {
+            call.answer(Outcome::BadArgument(error));
+            function_atoms::abandoned().encode(env)
+        }
+    }
+}
+
+/// function_answer(Call, Answer) -> whether somebody still waited for it
+#[rustler::nif(schedule = "DirtyCpu")]
+fn function_answer(call: ResourceArc<FunctionCall>, answer: Term<'_>) -> NifResult<bool> {
+    Ok(call.answer(decode_answer(answer)?))
+}
+
+/// {ok, Result} | {unknown, Text} | {bad_arity, Text} | {raised, {Kind, Reason, Text, Stacktrace}}
+fn decode_answer(answer: Term<'_>) -> NifResult<Outcome> {
+    let (tag, detail): (rustler::Atom, Term<'_>) = answer.decode()?;
+    if tag == ok() {
+        Ok(decode(detail).map_or_else(Outcome::BadResult, Outcome::Value))
+    } else if tag == function_atoms::unknown() {
+        Ok(Outcome::Unknown(detail.decode()?))
+    } else if tag == function_atoms::bad_arity() {
+        Ok(Outcome::BadArity(detail.decode()?))
+    } else if tag == function_atoms::raised() {
+        let (kind, reason, text, stacktrace): (Term<'_>, Term<'_>, String, String) =
+            detail.decode()?;
+        Ok(Outcome::Raised {
+            kind: kind.atom_to_string()?,
+            reason: decode(reason).unwrap_or_else(|_| Value::Str(text.clone())),
+            text,
+            stacktrace,
+        })
+    } else {
+        Err(Error::BadArg)
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
 // Reactor: contexts and connections
 
 mod reactor_atoms {
-    rustler::atoms! { no_context, bad_info, ready_input, ready_output, busy_ms, closed_by, closed, dropped, too_large, bad_message }
+    rustler::atoms! { no_context, bad_info, ready_input, ready_output, busy_ms, closed_by, closed, dropped, too_large, bad_message, unsent, sending, sent }
 }
 
 /// context_start(MaxConnections, LingerMs | -1) -> {ok, Context} | {error, Text}
@@ -403,6 +472,7 @@ fn connection_push<'a>(
             let reason = match refused {
                 PushError::Closed => reactor_atoms::closed(),
                 PushError::Dropped => reactor_atoms::dropped(),
+                PushError::Busy => atoms::overload(),
                 PushError::TooLarge => reactor_atoms::too_large(),
             };
             (error(), reason).encode(env)
@@ -425,10 +495,14 @@ fn connection_monitor(env: Env<'_>, connection: ResourceArc<Connection>) -> Reso
     Watch::start(env, connection)
 }
 
-/// connection_demonitor(Monitor) -> whether no message was sent and none will be
+/// connection_demonitor(Monitor) -> unsent | sending | sent: what became of its message
 #[rustler::nif]
-fn connection_demonitor(watch: ResourceArc<Watch>) -> bool {
-    watch.cancel()
+fn connection_demonitor(watch: ResourceArc<Watch>) -> rustler::Atom {
+    match watch.cancel() {
+        Cancelled::Unsent => reactor_atoms::unsent(),
+        Cancelled::Sending => reactor_atoms::sending(),
+        Cancelled::Sent => reactor_atoms::sent(),
+    }
 }
 
 fn encode_send_error(env: Env<'_>, refused: SendError) -> Term<'_> {

@@ -5,13 +5,18 @@
 //! numbered, and both sides act under the GIL: who interrupts looks whether that very job is
 //! running, and a job that ends takes a pending exception back.
 //!
+//! Native code that sleeps on such a thread sleeps by `std::thread::park`: an interrupt wakes it, and
+//! Python raises the exception as soon as it runs an instruction there.
+//!
 //! How long the present job has been running and which callback it is in any thread may ask,
 //! without the GIL. Whose callback, and where in it, is told to a thread that has the GIL.
 #![allow(unsafe_code)]
 
 use std::ffi::c_long;
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use pyo3::ffi;
@@ -28,6 +33,8 @@ use crate::stack::{self, Frame};
 pub struct Activity {
     created: Instant,
     thread: AtomicU64,
+    /// The same thread, as Rust knows it.
+    sleeper: OnceLock<Thread>,
     /// When the last job began, in nanoseconds after `created`.
     began: AtomicU64,
     /// The number of the last job that began.
@@ -112,6 +119,7 @@ impl Default for Activity {
         Self {
             created: Instant::now(),
             thread: AtomicU64::default(),
+            sleeper: OnceLock::new(),
             began: AtomicU64::default(),
             last: AtomicU64::default(),
             running: AtomicBool::default(),
@@ -130,6 +138,7 @@ impl Activity {
     pub fn bind_to_this_thread(&self, py: Python<'_>) -> PyResult<()> {
         let ident = py.import("threading")?.call_method0("get_ident")?;
         self.thread.store(ident.extract()?, Ordering::Release);
+        self.sleeper.get_or_init(std::thread::current);
         Ok(())
     }
 
@@ -264,6 +273,9 @@ impl Activity {
         // SAFETY: the token inside `exception` proves that this thread is attached; Python
         // takes its own reference to the class.
         unsafe { ffi::PyThreadState_SetAsyncExc(self.ident(), exception.as_ptr()) };
+        if let Some(sleeper) = self.sleeper.get() {
+            sleeper.unpark();
+        }
     }
 
     // Python's own type changed sign between versions; the bits are the same.

@@ -128,7 +128,8 @@ impl Counters {
         // Many take less than a microsecond: what is left of one goes to the next.
         let before = self.callback_ns.0.fetch_add(nanos, Ordering::Relaxed);
         let after = before.wrapping_add(nanos);
-        self.callback_us.add((after / 1_000).saturating_sub(before / 1_000));
+        self.callback_us
+            .add((after / 1_000).saturating_sub(before / 1_000));
         self.longest_callback_us.raise_to(nanos / 1_000);
     }
 }

@@ -28,6 +28,8 @@ pub enum PushError {
     Closed,
     /// The peer is slow, and by the policy of the connection this message is dropped.
     Dropped,
+    /// As much as may wait does, because the worker has not come round to send it.
+    Busy,
     /// The message is larger than all that may wait, the high-water mark.
     TooLarge,
 }
@@ -37,6 +39,7 @@ impl fmt::Display for PushError {
         out.write_str(match self {
             Self::Closed => "the connection is closed",
             Self::Dropped => "the peer is slow; the message was dropped",
+            Self::Busy => "the context is busy; as much waits as may",
             Self::TooLarge => "the message is larger than the high-water mark",
         })
     }
@@ -107,7 +110,7 @@ impl Link {
     /// # Errors
     /// The connection is over, or its context holds as many messages as it may.
     pub fn send(&self, message: Payload) -> Result<(), SendError> {
-        self.open(|owner| owner.mailbox.send(Some(owner.key), message))
+        self.open(|owner, _| owner.mailbox.send(Some(owner.key), message))
             .unwrap_or(Err(SendError::Closed))
     }
 
@@ -117,7 +120,7 @@ impl Link {
     /// # Errors
     /// [`PushError`]; nothing was kept.
     pub fn push(&self, bytes: &[u8]) -> Result<(), PushError> {
-        self.open(|owner| owner.push(bytes))
+        self.open(|owner, descriptor| owner.push(bytes, descriptor.is_blocked()))
             .unwrap_or(Err(PushError::Closed))
     }
 
@@ -126,7 +129,7 @@ impl Link {
     /// # Errors
     /// The connection is over.
     pub fn close(&self) -> Result<(), SendError> {
-        self.open(|owner| {
+        self.open(|owner, _| {
             owner.wishes.close.store(true, Ordering::Release);
             owner.ask();
         })
@@ -152,10 +155,10 @@ impl Link {
         Ok(())
     }
 
-    fn open<T>(&self, work: impl FnOnce(&Owner) -> T) -> Option<T> {
+    fn open<T>(&self, work: impl FnOnce(&Owner, &Descriptor) -> T) -> Option<T> {
         let descriptor = self.descriptor()?;
         let owner = descriptor.owner()?;
-        (!owner.is_over()).then(|| work(owner))
+        (!owner.is_over()).then(|| work(owner, &descriptor))
     }
 }
 
@@ -326,7 +329,7 @@ impl Owner {
         })
     }
 
-    fn push(&self, bytes: &[u8]) -> Result<(), PushError> {
+    fn push(&self, bytes: &[u8], refused: bool) -> Result<(), PushError> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -334,10 +337,11 @@ impl Owner {
             return Err(PushError::TooLarge);
         }
         let message = bytes.into();
-        let pushed = self.with_outbox(|outbox| outbox.push(message));
+        let pushed = self.with_outbox(|outbox| outbox.push(message, refused));
         let (dropped, result) = match pushed {
             Pushed::Kept { dropped } => (dropped, Ok(())),
             Pushed::Dropped => (1, Err(PushError::Dropped)),
+            Pushed::Busy => (0, Err(PushError::Busy)),
             Pushed::Overrun => (0, Err(PushError::Closed)),
         };
         if dropped > 0 {

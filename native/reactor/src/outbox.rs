@@ -7,6 +7,9 @@ use std::collections::VecDeque;
 
 use crate::service::SlowConsumer;
 
+/// Messages that may wait: each takes some 50 bytes beside its own, which may be fewer.
+const MAX_MESSAGES: usize = 1024;
+
 /// Room that stays when nothing waits.
 const SPARE_MESSAGES: usize = 16;
 
@@ -20,6 +23,9 @@ pub(crate) enum Pushed {
     },
     /// It was dropped.
     Dropped,
+    /// There is no room, and the peer has no part in that: the worker has not come round to
+    /// send what waits.
+    Busy,
     /// The peer is too slow: the connection is to end.
     Overrun,
 }
@@ -69,11 +75,22 @@ impl Outbox {
         self.overrun
     }
 
-    /// Takes a message in, as the policy allows.
-    pub(crate) fn push(&mut self, message: Box<[u8]>) -> Pushed {
+    /// Takes a message in. The policy is for peers that are slow: `refused` tells whether the
+    /// kernel has refused what was sent last.
+    pub(crate) fn push(&mut self, message: Box<[u8]>, refused: bool) -> Pushed {
         if self.overrun {
             return Pushed::Overrun;
         }
+        if refused {
+            return self.push_to_slow(message);
+        }
+        if !self.fits(message.len()) {
+            return Pushed::Busy;
+        }
+        self.keep(message, 0)
+    }
+
+    fn push_to_slow(&mut self, message: Box<[u8]>) -> Pushed {
         let mut dropped = 0;
         if self.policy == SlowConsumer::DropOld {
             while !self.fits(message.len()) && self.drop_oldest() {
@@ -81,20 +98,33 @@ impl Outbox {
             }
         }
         let full = !self.fits(message.len());
-        match self.policy {
-            SlowConsumer::DropOld | SlowConsumer::DropNew if full => Pushed::Dropped,
-            SlowConsumer::Buffer(most) if full || self.messages.len() >= most => self.give_up(),
-            SlowConsumer::Disconnect if full => self.give_up(),
-            _ => {
-                self.bytes += message.len();
-                self.messages.push_back(message);
-                Pushed::Kept { dropped }
-            }
+        let overrun = match self.policy {
+            SlowConsumer::DropOld | SlowConsumer::DropNew => false,
+            SlowConsumer::Buffer(most) => full || self.messages.len() >= most,
+            SlowConsumer::Disconnect => true,
+        };
+        if overrun {
+            self.overrun = true;
+            Pushed::Overrun
+        } else if full {
+            Pushed::Dropped
+        } else {
+            self.keep(message, dropped)
         }
     }
 
-    const fn fits(&self, bytes: usize) -> bool {
-        self.bytes + bytes <= self.max_bytes
+    fn keep(&mut self, message: Box<[u8]>, dropped: u64) -> Pushed {
+        self.bytes += message.len();
+        self.messages.push_back(message);
+        Pushed::Kept { dropped }
+    }
+
+    fn fits(&self, bytes: usize) -> bool {
+        let most = match self.policy {
+            SlowConsumer::Buffer(most) => most.max(MAX_MESSAGES),
+            _ => MAX_MESSAGES,
+        };
+        self.bytes + bytes <= self.max_bytes && self.messages.len() < most
     }
 
     fn drop_oldest(&mut self) -> bool {
@@ -106,11 +136,6 @@ impl Outbox {
             }
             None => false,
         }
-    }
-
-    const fn give_up(&mut self) -> Pushed {
-        self.overrun = true;
-        Pushed::Overrun
     }
 
     /// Copies what waits into `buffer`, as much as it holds, and returns how much that is. What
@@ -183,9 +208,12 @@ mod tests {
     #[test]
     fn the_oldest_make_room_for_the_newest() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 4)), KEPT);
-        assert_eq!(outbox.push(message(2, 4)), KEPT);
-        assert_eq!(outbox.push(message(3, 8)), Pushed::Kept { dropped: 2 });
+        assert_eq!(outbox.push(message(1, 4), true), KEPT);
+        assert_eq!(outbox.push(message(2, 4), true), KEPT);
+        assert_eq!(
+            outbox.push(message(3, 8), true),
+            Pushed::Kept { dropped: 2 }
+        );
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 8);
         assert_eq!(buffer[..8], [3; 8]);
@@ -194,26 +222,26 @@ mod tests {
     #[test]
     fn the_newest_is_not_taken() {
         let mut outbox = Outbox::new(SlowConsumer::DropNew, 10);
-        assert_eq!(outbox.push(message(1, 8)), KEPT);
-        assert_eq!(outbox.push(message(2, 4)), Pushed::Dropped);
-        assert_eq!(outbox.push(message(3, 2)), KEPT);
+        assert_eq!(outbox.push(message(1, 8), true), KEPT);
+        assert_eq!(outbox.push(message(2, 4), true), Pushed::Dropped);
+        assert_eq!(outbox.push(message(3, 2), true), KEPT);
         assert_eq!(outbox.bytes(), 10);
     }
 
     #[test]
     fn so_many_messages_may_wait_and_no_more() {
         let mut outbox = Outbox::new(SlowConsumer::Buffer(2), 100);
-        assert_eq!(outbox.push(message(1, 1)), KEPT);
-        assert_eq!(outbox.push(message(2, 1)), KEPT);
-        assert_eq!(outbox.push(message(3, 1)), Pushed::Overrun);
+        assert_eq!(outbox.push(message(1, 1), true), KEPT);
+        assert_eq!(outbox.push(message(2, 1), true), KEPT);
+        assert_eq!(outbox.push(message(3, 1), true), Pushed::Overrun);
         assert!(outbox.is_overrun());
-        assert_eq!(outbox.push(message(4, 1)), Pushed::Overrun);
+        assert_eq!(outbox.push(message(4, 1), true), Pushed::Overrun);
     }
 
     #[test]
     fn none_may_wait_once_the_kernel_refuses() {
         let mut outbox = Outbox::new(SlowConsumer::Disconnect, 100);
-        assert_eq!(outbox.push(message(1, 8)), KEPT);
+        assert_eq!(outbox.push(message(1, 8), false), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 8);
         outbox.sent(7);
@@ -223,15 +251,35 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_is_not_slow_because_the_worker_is() {
+        for policy in [
+            SlowConsumer::DropOld,
+            SlowConsumer::DropNew,
+            SlowConsumer::Buffer(1),
+            SlowConsumer::Disconnect,
+        ] {
+            let mut outbox = Outbox::new(policy, 10);
+            assert_eq!(outbox.push(message(1, 4), false), KEPT, "{policy:?}");
+            assert_eq!(outbox.push(message(2, 4), false), KEPT, "{policy:?}");
+            assert_eq!(
+                outbox.push(message(3, 4), false),
+                Pushed::Busy,
+                "{policy:?}"
+            );
+            assert!(!outbox.is_overrun(), "{policy:?}");
+        }
+    }
+
+    #[test]
     fn a_message_of_which_a_part_is_sent_is_never_dropped() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 8)), KEPT);
+        assert_eq!(outbox.push(message(1, 8), true), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 8);
         outbox.sent(3);
         assert!(outbox.is_mid_message());
-        assert_eq!(outbox.push(message(2, 6)), Pushed::Dropped);
-        assert_eq!(outbox.push(message(3, 5)), KEPT);
+        assert_eq!(outbox.push(message(2, 6), true), Pushed::Dropped);
+        assert_eq!(outbox.push(message(3, 5), true), KEPT);
         assert_eq!(outbox.fill(&mut buffer), 10);
         assert_eq!(buffer[..10], [1, 1, 1, 1, 1, 3, 3, 3, 3, 3]);
     }
@@ -239,11 +287,11 @@ mod tests {
     #[test]
     fn what_is_being_sent_is_not_dropped() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 5)), KEPT);
-        assert_eq!(outbox.push(message(2, 5)), KEPT);
+        assert_eq!(outbox.push(message(1, 5), true), KEPT);
+        assert_eq!(outbox.push(message(2, 5), true), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 10);
-        assert_eq!(outbox.push(message(3, 5)), Pushed::Dropped);
+        assert_eq!(outbox.push(message(3, 5), true), Pushed::Dropped);
         outbox.sent(10);
         assert_eq!(outbox.bytes(), 0);
     }
@@ -258,7 +306,9 @@ mod tests {
                 Just(SlowConsumer::DropNew),
                 (1usize..6).prop_map(SlowConsumer::Buffer),
             ],
-            steps in prop::collection::vec((any::<bool>(), 1usize..20, 0usize..24), 1..80),
+            steps in prop::collection::vec(
+                (any::<bool>(), any::<bool>(), 1usize..20, 0usize..24), 1..80,
+            ),
         ) {
             const MAX_BYTES: usize = 40;
             let mut outbox = Outbox::new(policy, MAX_BYTES);
@@ -273,11 +323,11 @@ mod tests {
                 outbox.sent(sent);
                 filled
             };
-            for (push, length, most) in steps {
+            for (push, refused, length, most) in steps {
                 if push {
                     let number = u8::try_from(lengths.len()).expect("at most 80");
                     lengths.push(length);
-                    if let Pushed::Kept { .. } = outbox.push(message(number, length)) {
+                    if let Pushed::Kept { .. } = outbox.push(message(number, length), refused) {
                         kept.push(number);
                     }
                 } else {

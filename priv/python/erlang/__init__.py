@@ -1,16 +1,28 @@
 """Erlang, seen from the Python that runs inside its VM.
 
-`send` and `whereis` reach Erlang processes. `Pid`, `Ref` and `Atom` are the kinds of Erlang term
-that Python has no type for, `Connection` is one that both sides know. `erlang.reactor` serves
-sockets.
+`send` and `whereis` reach Erlang processes, `call` the functions that Erlang has registered; they
+are importable from here too, by name. `Pid`, `Ref` and `Atom` are the kinds of Erlang term that
+Python has no type for, `Connection` is one that both sides know. `erlang.reactor` serves sockets.
 """
 
 from __future__ import annotations
 
 import _erlang
+from erlang._functions import ErlangError, Function, call
 from erlang._terms import Atom, Connection, Interrupted, Pid, Ref
 
-__all__ = ["Atom", "Connection", "Interrupted", "Pid", "Ref", "send", "whereis"]
+__all__ = [
+    "Atom",
+    "Connection",
+    "ErlangError",
+    "Function",
+    "Interrupted",
+    "Pid",
+    "Ref",
+    "call",
+    "send",
+    "whereis",
+]
 
 
 def send(to: Pid | Atom | str, term: object) -> None:
@@ -37,3 +49,13 @@ def whereis(name: Atom | str) -> Pid | None:
     :raises OSError: this is a forked child, which has no Erlang node.
     """
     return _erlang.whereis(name)
+
+
+def __getattr__(name: str) -> Function:
+    if _erlang.function_exists(name):
+        return Function(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_erlang.function_names()})

@@ -1,4 +1,4 @@
-"""What Python has no type for: some Erlang terms, and connections; and the exception that Erlang raises.
+"""The Erlang terms that Python has no type for, connections, and the exception that Erlang raises.
 
 The native code knows these classes by identity and reads their slots, so they are final.
 """
@@ -105,9 +105,9 @@ class Atom:
 class Connection:
     """One connection of a reactor, known to Erlang as a reference.
 
-    Comes from `erlang.reactor.Protocol.connection`, or from Erlang, and goes to Erlang and back as
-    the same. It may be kept for as long as one likes: it keeps nothing open, and when the connection
-    is over it never becomes another one.
+    Comes from `erlang.reactor.Protocol.connection`, or from Erlang, and goes to Erlang and back
+    as the same. It may be kept for as long as one likes: it keeps nothing open, and when the
+    connection is over it never becomes another one.
     """
 
     __slots__ = ("_handle",)

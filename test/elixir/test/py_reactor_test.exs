@@ -27,6 +27,27 @@ defmodule PyReactorTest do
     assert message =~ "division by zero"
   end
 
+  test "Python calls functions of Elixir" do
+    :ok = :py.register_function(:add, fn a, b -> a + b end)
+    :ok = :py.register_function("shout", &String.upcase/1)
+
+    :ok =
+      :py.exec("""
+      import erlang
+      from erlang import add, shout
+
+      assert add(1, 2) == 3 and shout("hey") == "HEY"
+      try:
+          add(1, None)
+      except erlang.ErlangError as e:
+          assert (e.kind, e.reason) == ("error", "badarith")
+      else:
+          raise AssertionError("None was added")
+      """)
+
+    assert [:ok, :ok] = Enum.map([:add, :shout], &:py.unregister_function/1)
+  end
+
   test "a Python protocol serves a socket that Elixir accepted" do
     :ok =
       :py.exec("""

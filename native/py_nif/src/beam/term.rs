@@ -65,31 +65,31 @@ pub(crate) fn decode(term: Term<'_>) -> Result<Value, ConversionError> {
     }
 }
 
-/// Makes the term of a value.
+/// Makes the term of a value. This too may run on a dirty scheduler: see [`decode`].
 ///
 /// # Errors
 /// [`ConversionError::UnknownAtom`], [`ConversionError::CollidingKeys`] or
 /// [`ConversionError::BadHandle`].
 pub(crate) fn encode<'a>(env: Env<'a>, value: &Value) -> Result<Term<'a>, ConversionError> {
-    Ok(match value {
-        Value::None => atoms::none().encode(env),
-        Value::Bool(value) => value.encode(env),
-        Value::Int(value) => value.encode(env),
-        Value::BigInt(value) => encode_big(env, value)?,
-        Value::Float(value) => value.encode(env),
-        Value::Atom(name) => encode_atom(env, name)?,
-        Value::Str(text) => encode_binary(env, text.as_bytes()),
-        Value::Bytes(bytes) => encode_binary(env, bytes),
-        Value::List(items) => encode_all(env, items)?.encode(env),
-        Value::Tuple(items) => make_tuple(env, &encode_all(env, items)?),
-        Value::Map(pairs) => encode_map(env, pairs)?,
-        Value::Pid(bytes) => encode_handle(env, bytes, external::PIDS)?,
-        Value::Ref(bytes) => encode_handle(env, bytes, external::REFERENCES)?,
-        Value::Connection(link) => {
-            let connection = Connection::of(link).ok_or(ConversionError::BadHandle)?;
-            connection.encode(env)
+    let mut open: Vec<Unfinished<'a, '_>> = Vec::new();
+    let mut made = make(env, value)?;
+    loop {
+        match made {
+            Made::Term(term) => match open.last_mut() {
+                None => return Ok(term),
+                Some(container) => container.terms.push(term),
+            },
+            Made::Container(container) => open.push(container),
         }
-    })
+        made = match open.last_mut().and_then(|container| container.parts.next()) {
+            Some(part) => make(env, part)?,
+            // Something is open: a term that is in nothing was returned above.
+            None => Made::Term(match open.pop() {
+                Some(container) => container.close(env)?,
+                None => atoms::none().encode(env),
+            }),
+        };
+    }
 }
 
 /// A term is a value at once, or a container that is still to be read.
@@ -274,18 +274,91 @@ fn tagged_bytes<'a>(terms: &[Term<'a>]) -> Option<Binary<'a>> {
     }
 }
 
-fn encode_all<'a>(env: Env<'a>, items: &[Value]) -> Result<Vec<Term<'a>>, ConversionError> {
-    items.iter().map(|item| encode(env, item)).collect()
+/// A value becomes a term at once, or is a container whose parts are still to be made.
+enum Made<'a, 'v> {
+    Term(Term<'a>),
+    Container(Unfinished<'a, 'v>),
 }
 
-fn encode_map<'a>(env: Env<'a>, pairs: &[(Value, Value)]) -> Result<Term<'a>, ConversionError> {
-    let mut keys = Vec::with_capacity(pairs.len());
-    let mut values = Vec::with_capacity(pairs.len());
-    for (key, value) in pairs {
-        keys.push(encode(env, key)?);
-        values.push(encode(env, value)?);
+/// A container of which some elements were made.
+struct Unfinished<'a, 'v> {
+    kind: Kind,
+    parts: Parts<'v>,
+    /// The elements so far; of a map, keys and values by turns.
+    terms: Vec<Term<'a>>,
+}
+
+enum Kind {
+    List,
+    Tuple,
+    Map,
+}
+
+/// What is still to be made.
+enum Parts<'v> {
+    Items(std::slice::Iter<'v, Value>),
+    /// With the value of the key that was made last.
+    Pairs(std::slice::Iter<'v, (Value, Value)>, Option<&'v Value>),
+}
+
+impl<'v> Iterator for Parts<'v> {
+    type Item = &'v Value;
+
+    fn next(&mut self) -> Option<&'v Value> {
+        match self {
+            Parts::Items(items) => items.next(),
+            Parts::Pairs(pairs, value) => value.take().or_else(|| {
+                let (key, its_value) = pairs.next()?;
+                *value = Some(its_value);
+                Some(key)
+            }),
+        }
     }
-    Term::map_from_term_arrays(env, &keys, &values).map_err(|_| ConversionError::CollidingKeys)
+}
+
+impl<'a> Unfinished<'a, '_> {
+    fn close(self, env: Env<'a>) -> Result<Term<'a>, ConversionError> {
+        match self.kind {
+            Kind::List => Ok(self.terms.encode(env)),
+            Kind::Tuple => Ok(make_tuple(env, &self.terms)),
+            Kind::Map => {
+                let keys: Vec<_> = self.terms.iter().copied().step_by(2).collect();
+                let values: Vec<_> = self.terms.iter().copied().skip(1).step_by(2).collect();
+                Term::map_from_term_arrays(env, &keys, &values)
+                    .map_err(|_| ConversionError::CollidingKeys)
+            }
+        }
+    }
+}
+
+fn make<'a, 'v>(env: Env<'a>, value: &'v Value) -> Result<Made<'a, 'v>, ConversionError> {
+    Ok(Made::Term(match value {
+        Value::None => atoms::none().encode(env),
+        Value::Bool(value) => value.encode(env),
+        Value::Int(value) => value.encode(env),
+        Value::BigInt(value) => encode_big(env, value)?,
+        Value::Float(value) => value.encode(env),
+        Value::Atom(name) => encode_atom(env, name)?,
+        Value::Str(text) => encode_binary(env, text.as_bytes()),
+        Value::Bytes(bytes) => encode_binary(env, bytes),
+        Value::Pid(bytes) => encode_handle(env, bytes, external::PIDS)?,
+        Value::Ref(bytes) => encode_handle(env, bytes, external::REFERENCES)?,
+        Value::Connection(link) => {
+            let connection = Connection::of(link).ok_or(ConversionError::BadHandle)?;
+            connection.encode(env)
+        }
+        Value::List(items) => return Ok(unfinished(Kind::List, Parts::Items(items.iter()))),
+        Value::Tuple(items) => return Ok(unfinished(Kind::Tuple, Parts::Items(items.iter()))),
+        Value::Map(pairs) => return Ok(unfinished(Kind::Map, Parts::Pairs(pairs.iter(), None))),
+    }))
+}
+
+fn unfinished<'a, 'v>(kind: Kind, parts: Parts<'v>) -> Made<'a, 'v> {
+    Made::Container(Unfinished {
+        kind,
+        parts,
+        terms: Vec::new(),
+    })
 }
 
 fn encode_binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {

@@ -6,6 +6,7 @@ use pyo3::types::PyDict;
 use reactor_python::value::{Types, Value, from_python, to_python};
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Term};
 
+use super::functions;
 use super::interpreter::is_forked_child;
 use crate::beam::term::{encode, existing_atom};
 use crate::log::{Level, log as log_line};
@@ -28,6 +29,7 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(whereis, &module)?)?;
     module.add_function(wrap_pyfunction!(atom_exists, &module)?)?;
     module.add_function(wrap_pyfunction!(log, &module)?)?;
+    functions::add_to(&module)?;
     reactor_python::functions::add_to(&module)?;
     modules.set_item("_erlang", module)
 }
@@ -129,7 +131,7 @@ fn registered(env: Env<'_>, name: &str) -> Option<LocalPid> {
 }
 
 /// A forked child has the VM's memory, with whatever locks were held, but not its threads.
-fn refuse_in_child() -> PyResult<()> {
+pub(super) fn refuse_in_child() -> PyResult<()> {
     if is_forked_child() {
         Err(PyOSError::new_err("a forked child has no Erlang node"))
     } else {
