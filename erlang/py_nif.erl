@@ -131,7 +131,7 @@ functions_serve() ->
 functions_set(_Names) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
-%% The calling process is that of the call. Abandoned if nobody waits for an answer, or if it is no call.
+%% The calling process is that of the call. Abandoned if nobody waits for an answer.
 -spec function_begin(function_call()) -> {Name :: binary(), Args :: list()} | abandoned.
 function_begin(_Call) ->
     erlang:nif_error({not_loaded, ?MODULE}).

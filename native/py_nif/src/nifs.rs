@@ -200,13 +200,10 @@ fn functions_set(names: Vec<String>) -> rustler::Atom {
     ok()
 }
 
-/// function_begin(Call) -> {Name, Args} | abandoned: the caller is the process of the call. What is no
-/// call is as good as abandoned.
+/// function_begin(Call) -> {Name, Args} | abandoned: the caller is the process of the call
 #[rustler::nif(schedule = "DirtyCpu")]
-fn function_begin<'a>(env: Env<'a>, call: Term<'a>) -> Term<'a> {
-    let call: NifResult<ResourceArc<FunctionCall>> = call.decode();
-    let begun = call.map(|call| (call.begin(env.pid()), call));
-    let Ok((Some((name, args)), call)) = begun else {
+fn function_begin(env: Env<'_>, call: ResourceArc<FunctionCall>) -> Term<'_> {
+    let Some((name, args)) = call.begin(env.pid()) else {
         return function_atoms::abandoned().encode(env);
     };
     match encode(env, &Value::List(args)) {
