@@ -517,7 +517,7 @@ mod listener_atoms {
     rustler::atoms! {
         bad_option, protocol, info, undefined, infinity, tcp, local, open, closed,
         serving, draining, ending, drop_old, drop_new, buffer, disconnect,
-        armed, empty, more, full, pause, einval
+        armed, more, full, pause, einval
     }
 }
 
@@ -700,21 +700,14 @@ fn listener_open(env: Env<'_>, listener: ResourceArc<Listener>) -> Term<'_> {
     }
 }
 
-/// listener_close(Listener) -> ok
+/// listener_close(Listener, [Context]) -> ok
 #[rustler::nif(schedule = "DirtyIo")]
-fn listener_close(listener: ResourceArc<Listener>) -> rustler::Atom {
-    listener.close();
-    ok()
-}
-
-/// listener_accept(Listener, [Context]) -> more | empty | full | {pause, Reason} | closed
-#[rustler::nif]
-fn listener_accept<'a>(
-    env: Env<'a>,
+fn listener_close(
     listener: ResourceArc<Listener>,
     contexts: Vec<ResourceArc<Context>>,
-) -> Term<'a> {
-    encode_batch(env, listener.accept(&contexts), listener_atoms::empty())
+) -> rustler::Atom {
+    listener.close(&contexts);
+    ok()
 }
 
 /// listener_address(Listener) -> {Ip, Port} | {local, Path}
@@ -836,7 +829,7 @@ fn acceptor_accept<'a>(
 ) -> NifResult<Term<'a>> {
     let acceptor = Seat::<Waiting>::of(acceptor).ok_or(Error::BadArg)?;
     let batch = Waiting::accept(&acceptor, &contexts);
-    Ok(encode_batch(env, batch, listener_atoms::armed()))
+    Ok(encode_batch(env, batch))
 }
 
 /// acceptor_close(Acceptor) -> ok
@@ -847,9 +840,9 @@ fn acceptor_close(acceptor: Term<'_>) -> NifResult<rustler::Atom> {
     Ok(ok())
 }
 
-fn encode_batch(env: Env<'_>, batch: Batch, empty: rustler::Atom) -> Term<'_> {
+fn encode_batch(env: Env<'_>, batch: Batch) -> Term<'_> {
     let reason = match batch {
-        Batch::Empty => return empty.encode(env),
+        Batch::Empty => return listener_atoms::armed().encode(env),
         Batch::More => return listener_atoms::more().encode(env),
         Batch::Full => return listener_atoms::full().encode(env),
         Batch::Closed => return listener_atoms::closed().encode(env),
