@@ -26,7 +26,7 @@
 
 %% Listeners
 -export([recipe_new/2, recipe_prepare/2]).
--export([listener_new/2, listener_own/1, listener_open/1, listener_close/1, listener_accept/2]).
+-export([listener_new/2, listener_own/1, listener_open/1, listener_close/2]).
 -export([listener_address/1, listener_state/1, listener_set_stage/2, listener_stats/1]).
 -export([listener_set_max_connections/2, listener_max_connections/1, listener_await/3]).
 -export([acceptor_open/1, acceptor_accept/2, acceptor_close/1]).
@@ -132,7 +132,7 @@ functions_serve() ->
 functions_set(_Names) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
-%% The calling process is that of the call. Abandoned if nobody waits for an answer, or if it is no call.
+%% The calling process is that of the call. Abandoned if nobody waits for an answer.
 -spec function_begin(function_call()) -> {Name :: binary(), Args :: list()} | abandoned.
 function_begin(_Call) ->
     erlang:nif_error({not_loaded, ?MODULE}).
@@ -264,13 +264,9 @@ listener_own(_Listener) ->
 listener_open(_Listener) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
--spec listener_close(listener()) -> ok.
-listener_close(_Listener) ->
-    erlang:nif_error({not_loaded, ?MODULE}).
-
-%% Accepts a batch without waiting for more.
--spec listener_accept(listener(), [context()]) -> more | empty | full | {pause, atom()} | closed.
-listener_accept(_Listener, _Contexts) ->
+%% Accepts what waits, as far as there are places, and closes the socket.
+-spec listener_close(listener(), [context()]) -> ok.
+listener_close(_Listener, _Contexts) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %% Where it listens, or last did.

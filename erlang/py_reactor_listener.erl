@@ -51,9 +51,6 @@
 %% takes longer is held up by a callback, and closes them when that returns.
 -define(END_MS, 1000).
 
-%% What one call of py_nif:listener_accept/2 accepts at most.
--define(BATCH, 64).
-
 -spec start_link(
     py_reactor_listeners:name(), py_nif:listener(), py_reactor_listener_options:checked()
 ) -> gen_server:start_ret().
@@ -196,23 +193,11 @@ open(#state{handle = Handle, acceptors = Acceptors} = State) ->
             {Error, State}
     end.
 
-%% Who waits in the backlog has connected, and is served like the others. A client that connects
-%% between the last accept(2) and the close is reset: the kernel offers no way to tell it earlier.
-close(#state{handle = Handle, acceptors = Acceptors, options = Options} = State) ->
-    #{backlog := Backlog} = Options,
-    accept_rest(Backlog div ?BATCH + 1, State),
-    ok = py_nif:listener_close(Handle),
+%% Acceptors learn it from the socket as well, unless they wait for something else.
+close(#state{handle = Handle, acceptors = Acceptors, options = #{contexts := Contexts}}) ->
+    ok = py_nif:listener_close(Handle, py_reactor_pool:handles(Contexts)),
     _ = [py_reactor_acceptor:close(Acceptor) || Acceptor <- maps:values(Acceptors)],
     ok.
-
-%% As many as were there, not as many as come: in a flood that would be for ever.
-accept_rest(0, _State) ->
-    ok;
-accept_rest(Batches, #state{handle = Handle, options = #{contexts := Contexts}} = State) ->
-    case py_nif:listener_accept(Handle, py_reactor_pool:handles(Contexts)) of
-        more -> accept_rest(Batches - 1, State);
-        _EmptyOrNoPlace -> ok
-    end.
 
 %%--------------------------------------------------------------------------------------------------
 %% Drain

@@ -88,12 +88,12 @@ named({Module, Name, Kwargs}) ->
     {py_reactor_listener_options:name(Module), py_reactor_listener_options:name(Name), Kwargs}.
 
 %% Contexts that start later import by themselves.
-prepare(_Recipe, undefined, _Contexts) ->
-    ok;
-prepare(Recipe, _Protocol, Contexts) ->
+prepare(Recipe, Protocol, Contexts) ->
     case py_reactor_pool:handles(Contexts) of
         [] ->
             {error, no_context};
+        _ when Protocol =:= undefined ->
+            ok;
         Handles ->
             first_error([py_nif:recipe_prepare(Recipe, Handle) || Handle <- in_time(Handles)])
     end.

@@ -259,7 +259,8 @@ options_at_their_bounds_are_taken(_Config) ->
 a_name_is_any_term_but_only_once(_Config) ->
     Names = [name, <<"name">>, "name", {my, 1, #{}}, 1, 1.0],
     Pids = [element(2, {ok, _} = start(Name, #{})) || Name <- Names],
-    ?assertEqual(lists:sort(Names), py_reactor:which_listeners()),
+    %% 1 and 1.0 are two names.
+    ?assertEqual([], Names -- py_reactor:which_listeners()),
     [
         ?assertEqual({error, {already_started, Pid}}, start(Name, #{}))
      || {Name, Pid} <- lists:zip(Names, Pids)
@@ -326,10 +327,10 @@ what_the_kernel_refuses_is_answered(Config) ->
     ok = py_reactor:stop_listener(taken).
 
 without_a_context_there_is_no_listener(_Config) ->
-    ?assertEqual(
-        {error, no_context},
-        start(alone, #{protocol => {'__main__', 'Echo'}, contexts => [no_such_context]})
-    ),
+    [
+        ?assertEqual({error, no_context}, start(alone, Options#{contexts => [no_such_context]}))
+     || Options <- [#{}, #{protocol => {'__main__', 'Echo'}}]
+    ],
     ?assertEqual([], py_reactor:which_listeners()).
 
 %%--------------------------------------------------------------------------------------------------
@@ -1102,7 +1103,6 @@ events_tell_what_a_listener_does(_Config) ->
     ok = py_reactor:resume_listener(watched),
     {ok, 0} = py_reactor:drain_listener(watched, infinity),
     ok = py_reactor:stop_listener(watched),
-    ok = application:unset_env(py_reactor, event_handler),
     [
         receive
             {event, [py_reactor, listener, What], Measurements, Metadata} ->
@@ -1111,7 +1111,8 @@ events_tell_what_a_listener_does(_Config) ->
         after ?PATIENCE_MS -> error({no_event, What})
         end
      || What <- [start, suspend, resume, drain, stop]
-    ].
+    ],
+    ok = application:unset_env(py_reactor, event_handler).
 
 %%--------------------------------------------------------------------------------------------------
 %% Without descriptors

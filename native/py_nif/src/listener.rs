@@ -112,7 +112,7 @@ impl Resource for Listener {
 
     /// The owner has ended: if it could not end the listener itself, this does.
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, _monitor: Monitor) {
-        self.close();
+        self.shut();
         self.set_stage(Stage::Ending);
     }
 }
@@ -183,8 +183,22 @@ impl Listener {
         Ok(())
     }
 
+    /// Accepts what waits in the backlog, as far as there are places, and closes the socket.
+    ///
+    /// Who waits there has connected, and may have sent a request. The two steps follow each
+    /// other at once: a client that connects between them is reset, and the kernel offers no
+    /// way to turn it away before. What is accepted is no more than was there: in a flood it
+    /// would never end.
+    pub(crate) fn close(&self, contexts: &[ResourceArc<Context>]) {
+        let socket = self.socket.lock().take();
+        let Some(socket) = socket else { return };
+        let batches = self.options.backlog as usize / BATCH + 1;
+        let _ = (0..batches).all(|_| self.accept_from(&socket, contexts) == Batch::More);
+        socket.shut();
+    }
+
     /// Closes the socket: no acceptor gets anything from it any more.
-    pub(crate) fn close(&self) {
+    fn shut(&self) {
         let socket = self.socket.lock().take();
         if let Some(socket) = socket {
             socket.shut();
@@ -213,12 +227,6 @@ impl Listener {
         for context in self.recipe.contexts() {
             context.mailbox().review();
         }
-    }
-
-    /// Accepts a batch from the socket itself.
-    pub(crate) fn accept(&self, contexts: &[ResourceArc<Context>]) -> Batch {
-        let socket = self.socket.lock().clone();
-        socket.map_or(Batch::Closed, |socket| self.accept_from(&socket, contexts))
     }
 
     /// Each connection has its place before it is accepted, so that there are never too many; and

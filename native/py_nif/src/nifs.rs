@@ -200,13 +200,10 @@ fn functions_set(names: Vec<String>) -> rustler::Atom {
     ok()
 }
 
-/// function_begin(Call) -> {Name, Args} | abandoned: the caller is the process of the call. What is no
-/// call is as good as abandoned.
+/// function_begin(Call) -> {Name, Args} | abandoned: the caller is the process of the call
 #[rustler::nif(schedule = "DirtyCpu")]
-fn function_begin<'a>(env: Env<'a>, call: Term<'a>) -> Term<'a> {
-    let call: NifResult<ResourceArc<FunctionCall>> = call.decode();
-    let begun = call.map(|call| (call.begin(env.pid()), call));
-    let Ok((Some((name, args)), call)) = begun else {
+fn function_begin(env: Env<'_>, call: ResourceArc<FunctionCall>) -> Term<'_> {
+    let Some((name, args)) = call.begin(env.pid()) else {
         return function_atoms::abandoned().encode(env);
     };
     match encode(env, &Value::List(args)) {
@@ -520,7 +517,7 @@ mod listener_atoms {
     rustler::atoms! {
         bad_option, protocol, info, undefined, infinity, tcp, local, open, closed,
         serving, draining, ending, drop_old, drop_new, buffer, disconnect,
-        armed, empty, more, full, pause, einval
+        armed, more, full, pause, einval
     }
 }
 
@@ -703,21 +700,14 @@ fn listener_open(env: Env<'_>, listener: ResourceArc<Listener>) -> Term<'_> {
     }
 }
 
-/// listener_close(Listener) -> ok
+/// listener_close(Listener, [Context]) -> ok
 #[rustler::nif(schedule = "DirtyIo")]
-fn listener_close(listener: ResourceArc<Listener>) -> rustler::Atom {
-    listener.close();
-    ok()
-}
-
-/// listener_accept(Listener, [Context]) -> more | empty | full | {pause, Reason} | closed
-#[rustler::nif]
-fn listener_accept<'a>(
-    env: Env<'a>,
+fn listener_close(
     listener: ResourceArc<Listener>,
     contexts: Vec<ResourceArc<Context>>,
-) -> Term<'a> {
-    encode_batch(env, listener.accept(&contexts), listener_atoms::empty())
+) -> rustler::Atom {
+    listener.close(&contexts);
+    ok()
 }
 
 /// listener_address(Listener) -> {Ip, Port} | {local, Path}
@@ -839,7 +829,7 @@ fn acceptor_accept<'a>(
 ) -> NifResult<Term<'a>> {
     let acceptor = Seat::<Waiting>::of(acceptor).ok_or(Error::BadArg)?;
     let batch = Waiting::accept(&acceptor, &contexts);
-    Ok(encode_batch(env, batch, listener_atoms::armed()))
+    Ok(encode_batch(env, batch))
 }
 
 /// acceptor_close(Acceptor) -> ok
@@ -850,9 +840,9 @@ fn acceptor_close(acceptor: Term<'_>) -> NifResult<rustler::Atom> {
     Ok(ok())
 }
 
-fn encode_batch(env: Env<'_>, batch: Batch, empty: rustler::Atom) -> Term<'_> {
+fn encode_batch(env: Env<'_>, batch: Batch) -> Term<'_> {
     let reason = match batch {
-        Batch::Empty => return empty.encode(env),
+        Batch::Empty => return listener_atoms::armed().encode(env),
         Batch::More => return listener_atoms::more().encode(env),
         Batch::Full => return listener_atoms::full().encode(env),
         Batch::Closed => return listener_atoms::closed().encode(env),
