@@ -156,7 +156,15 @@ it_stops_and_starts_again(_Config) ->
 
 without_the_application_there_is_none(_Config) ->
     ?assertEqual({error, not_running}, py_reactor:start_dashboard(#{})),
-    ?assertEqual({error, not_found}, py_reactor:stop_dashboard()).
+    ?assertEqual({error, not_found}, py_reactor:stop_dashboard()),
+    %% It ends with the application, whatever its clients do.
+    reactor_case:start(#{}),
+    Client = connect(start(#{})),
+    ok = gen_tcp:send(Client, ?GET("/data")),
+    {200, _, _} = response(Client),
+    reactor_case:stop(),
+    <<>> = reactor_case:await_closed(Client),
+    ?assertEqual({error, not_running}, py_reactor:start_dashboard(#{})).
 
 %%--------------------------------------------------------------------------------------------------
 %% HTTP
