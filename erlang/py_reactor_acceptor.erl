@@ -5,6 +5,8 @@
 %%%
 %%% - `armed', nobody waits to be accepted: `{select, Acceptor, undefined, ready_input}', from the BEAM's
 %%%   poll thread;
+%%% - `lent', a worker accepts by itself: `{accept, Acceptor}', from native code, when it has given the
+%%%   socket back; `{timeout, Timer, pause}', to see whether a callback holds that worker up;
 %%% - `more', there may be more than one batch: `{accept, Acceptor}', from itself, so that other messages
 %%%   have their turn between batches;
 %%% - `full', there are `max_connections' already: `{py_place, free}', from native code, when one ends or
@@ -124,7 +126,9 @@ open(#state{listener = Listener, acceptor = undefined} = State) ->
 resume(#state{acceptor = undefined} = State) -> open(State);
 resume(State) -> accept(State).
 
-accept(#state{acceptor = Acceptor, contexts = Contexts} = State) ->
+accept(#state{acceptor = Acceptor, contexts = Contexts} = Waited) ->
+    _ = cancel(Waited),
+    State = Waited#state{timer = undefined},
     case py_nif:acceptor_accept(Acceptor, py_reactor_pool:handles(Contexts)) of
         armed ->
             State;
@@ -133,6 +137,8 @@ accept(#state{acceptor = Acceptor, contexts = Contexts} = State) ->
             State;
         full ->
             State;
+        lent ->
+            pause(State);
         {pause, Reason} ->
             pause(Reason, State);
         closed ->
@@ -141,6 +147,9 @@ accept(#state{acceptor = Acceptor, contexts = Contexts} = State) ->
 
 pause(Reason, #state{leader = Leader} = State) ->
     ok = py_reactor_listener:paused(Leader, Reason),
+    pause(State).
+
+pause(State) ->
     _ = cancel(State),
     State#state{timer = erlang:start_timer(?PAUSE_MS, self(), pause)}.
 

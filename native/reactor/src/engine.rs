@@ -1014,7 +1014,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if watch == Watch::Parked {
             self.mailbox().counters().parked.subtract(1);
         }
-        if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() {
+        if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() && !descriptor.is_sole() {
             // Fails only where the descriptor is gone already, and with it the entry.
             let _ = self.poller.remove(&descriptor);
         }
