@@ -42,6 +42,10 @@
 %% that it takes time from those who could give one back.
 -define(PAUSE_MS, 100).
 
+%% Between two looks at a worker that accepts by itself: a client waits so long at most before somebody
+%% else accepts it while a callback holds the worker up. Each look wakes a scheduler.
+-define(CHECK_MS, 250).
+
 -spec start_link(pid(), py_nif:listener(), all | [py_reactor_context:context()]) ->
     gen_server:start_ret().
 start_link(Supervisor, Listener, Contexts) ->
@@ -138,7 +142,7 @@ accept(#state{acceptor = Acceptor, contexts = Contexts} = Waited) ->
         full ->
             State;
         lent ->
-            pause(State);
+            wait(?CHECK_MS, State);
         {pause, Reason} ->
             pause(Reason, State);
         closed ->
@@ -147,11 +151,11 @@ accept(#state{acceptor = Acceptor, contexts = Contexts} = Waited) ->
 
 pause(Reason, #state{leader = Leader} = State) ->
     ok = py_reactor_listener:paused(Leader, Reason),
-    pause(State).
+    wait(?PAUSE_MS, State).
 
-pause(State) ->
+wait(TimeMs, State) ->
     _ = cancel(State),
-    State#state{timer = erlang:start_timer(?PAUSE_MS, self(), pause)}.
+    State#state{timer = erlang:start_timer(TimeMs, self(), pause)}.
 
 closed(#state{acceptor = Acceptor} = State) ->
     _ = [py_nif:acceptor_close(Acceptor) || Acceptor =/= undefined],
