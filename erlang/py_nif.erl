@@ -1,6 +1,7 @@
 %%% The native library: stubs, specs and -on_load, nothing else.
 %%%
-%%% Only py, py_reactor, py_reactor_context, the processes of listeners and the application's start call it.
+%%% Only py, py_reactor, py_reactor_context, the processes of listeners, what looks at contexts from outside
+%%% and the application's start call it.
 -module(py_nif).
 
 %% Python: interpreter, calls, log
