@@ -307,7 +307,8 @@ acceptor_open(_Listener) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %% Accepts a batch; py_reactor_acceptor says what comes after each answer.
--spec acceptor_accept(acceptor(), [context()]) -> armed | more | full | {pause, atom()} | closed.
+-spec acceptor_accept(acceptor(), [context()]) ->
+    armed | lent | more | full | {pause, atom()} | closed.
 acceptor_accept(_Acceptor, _Contexts) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
