@@ -694,7 +694,7 @@ a_port_that_was_taken_meanwhile_is_not_resumed(_Config) ->
     {ok, _} = start(robbed, #{protocol => {'__main__', 'Quiet'}}),
     Port = py_reactor:get_port(robbed),
     ok = py_reactor:suspend_listener(robbed),
-    {ok, Thief} = gen_tcp:listen(Port, [{ip, ?LOOPBACK}]),
+    {ok, Thief} = gen_tcp:listen(Port, [{ip, ?LOOPBACK}, {reuseaddr, true}]),
     ?assertEqual({error, eaddrinuse}, py_reactor:resume_listener(robbed)),
     ?assertMatch(#{status := suspended}, info(robbed)),
     ok = gen_tcp:close(Thief),
@@ -839,6 +839,7 @@ info_tells_all_there_is(_Config) ->
     ?assertEqual(2, length(maps:get(contexts, Info))),
     Client = connect(told),
     echoes(Client, <<"hello">>),
+    wait_until("what was sent is counted", fun() -> maps:get(bytes_out, info(told)) =:= 5 end),
     ?assertMatch(
         #{
             accepted := 1, active := 1, closed := 0, refused := 0, bytes_in := 5, bytes_out := 5,
@@ -940,10 +941,7 @@ a_drain_outlives_a_killed_leader(_Config) ->
     ok = py_reactor:stop_listener(headless).
 
 a_killed_listener_ends_its_connections_and_comes_back(_Config) ->
-    {ok, Reserved} = gen_tcp:listen(0, [{ip, ?LOOPBACK}, {reuseaddr, true}]),
-    {ok, Port} = inet:port(Reserved),
-    ok = gen_tcp:close(Reserved),
-    {ok, Pid} = start(mortal, #{port => Port, protocol => {'__main__', 'Echo'}}),
+    {ok, Pid} = start(mortal, #{port => free_port(), protocol => {'__main__', 'Echo'}}),
     {ok, _} = start(bystander, #{protocol => {'__main__', 'Quiet'}}),
     Bystander = connect(bystander),
     Clients = [connect(mortal) || _ <- lists:seq(1, 10)],
@@ -964,6 +962,27 @@ a_killed_listener_ends_its_connections_and_comes_back(_Config) ->
     lost(New),
     ok = gen_tcp:close(Bystander),
     [ok = py_reactor:stop_listener(Name) || Name <- [mortal, bystander]].
+
+a_listener_that_cannot_come_back_tries_until_it_can(_Config) ->
+    {ok, Pid} = start(robbed, #{port => free_port(), protocol => {'__main__', 'Quiet'}}),
+    {ok, _} = start(bystander, #{protocol => {'__main__', 'Quiet'}}),
+    Bystander = connect(bystander),
+    Port = py_reactor:get_port(robbed),
+    ok = py_reactor:suspend_listener(robbed),
+    {ok, Thief} = gen_tcp:listen(Port, [{ip, ?LOOPBACK}, {reuseaddr, true}]),
+    All = whereis(py_reactor_listeners),
+    kill(Pid),
+    %% Its tries are far apart: they do not use up the restarts of the supervisor of all.
+    timer:sleep(1500),
+    ?assertEqual({error, not_found}, py_reactor:listener_info(robbed)),
+    ?assertEqual([bystander], py_reactor:which_listeners()),
+    ok = gen_tcp:close(Thief),
+    wait_until("it is back", fun() -> is_map(py_reactor:listener_info(robbed)) end),
+    Client = connect(robbed),
+    [echoes(C, <<"hello">>) || C <- [Client, Bystander]],
+    ?assertEqual(All, whereis(py_reactor_listeners)),
+    [ok = gen_tcp:close(C) || C <- [Client, Bystander]],
+    [ok = py_reactor:stop_listener(Name) || Name <- [robbed, bystander]].
 
 a_killed_context_costs_its_own_connections_only(_Config) ->
     process_flag(trap_exit, true),
@@ -1223,6 +1242,12 @@ info(Name) ->
     Info = py_reactor:listener_info(Name),
     ?assert(is_map(Info), {Name, Info}),
     Info.
+
+free_port() ->
+    {ok, Reserved} = gen_tcp:listen(0, [{ip, ?LOOPBACK}]),
+    {ok, Port} = inet:port(Reserved),
+    ok = gen_tcp:close(Reserved),
+    Port.
 
 connect(Name) ->
     connect(Name, []).
