@@ -8,6 +8,7 @@
 
 %% For the expressions
 -export([start/1, listen/1, listen/2, counts/0, logged/0, contexts/0, running/1, kill/1]).
+-export([subscribers/1, flood/3]).
 %% Logger handler
 -export([log/2]).
 
@@ -18,6 +19,7 @@ main([]) ->
     ?LOG = ets:new(?LOG, [named_table, public, ordered_set]),
     ok = logger:remove_handler(default),
     ok = logger:add_handler(?LOG, ?MODULE, #{}),
+    true = register(?LISTENER, self()),
     ok = add_code_path(filename:join([root(), "_build", "default", "lib"])),
     %% What formats a log line is loaded now: later there may be no descriptor for that.
     logger:notice("ready"),
@@ -160,6 +162,41 @@ kill(Kind) ->
         [] -> none;
         Pids -> exit(lists:nth(rand:uniform(length(Pids)), Pids), kill)
     end.
+
+%% The next connections that have told this process that they are there.
+subscribers(Number) ->
+    [
+        receive
+            {<<"here">>, Connection} -> Connection
+        after 10000 -> error(no_subscriber)
+        end
+     || _ <- lists:seq(1, Number)
+    ].
+
+%% Pushes numbered pieces to so many subscribers; returns how often each answer came.
+flood(Number, Pieces, Bytes) ->
+    Subscribers = subscribers(Number),
+    lists:foldl(
+        fun(Piece, Counts) ->
+            Data = [<<Piece:64>>, binary:copy(<<Piece>>, Bytes - 8)],
+            lists:foldl(fun(Subscriber, C) -> count(push(Subscriber, Data), C) end, Counts, Subscribers)
+        end,
+        #{},
+        lists:seq(1, Pieces)
+    ).
+
+%% `overload' is for who pushes faster than the context sends: it has to wait.
+push(Subscriber, Data) ->
+    case py_reactor:push(Subscriber, Data) of
+        {error, overload} ->
+            timer:sleep(1),
+            push(Subscriber, Data);
+        Answer ->
+            Answer
+    end.
+
+count(Answer, Counts) ->
+    maps:update_with(Answer, fun(Count) -> Count + 1 end, 1, Counts).
 
 %%--------------------------------------------------------------------------------------------------
 %% Log

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 
+import erlang
 import erlang.reactor as reactor
 
-__all__ = ["Bulk", "Crowd", "Echo", "Whole", "living"]
+__all__ = ["Bulk", "Crowd", "Echo", "Patient", "Subscriber", "Whole", "living"]
 
 
 class Echo(reactor.Protocol):
@@ -28,6 +29,13 @@ class Crowd(Echo):
 
     def connection_lost(self) -> None:
         Crowd.now -= 1
+
+
+class Patient(Echo):
+    """Echo that stays until its client goes."""
+
+    def draining(self) -> reactor.Action:
+        return "continue"
 
 
 class Whole(reactor.Protocol):
@@ -56,6 +64,13 @@ class Bulk(Echo):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         Bulk.most = max(Bulk.most, len(self.write_buffer))
+
+
+class Subscriber(Echo):
+    """Tells the node that it is there, which pushes to it."""
+
+    def connection_made(self, fd: int, client_info: dict[str, object]) -> None:
+        erlang.send("proof", ("here", self.connection))
 
 
 def living() -> int:

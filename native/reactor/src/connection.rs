@@ -35,6 +35,8 @@ pub(crate) struct Connection<C, S> {
     pub(crate) descriptor: Arc<Descriptor>,
     pub(crate) user: C,
     pub(crate) state: State,
+    /// It began to write and has not said that all is written, though it may be paused.
+    pub(crate) unwritten: bool,
     /// Why it will have ended, should it end now.
     pub(crate) reason: Reason,
     /// The kernel may have something to read.
@@ -101,6 +103,7 @@ impl<C, S> Connection<C, S> {
             descriptor,
             user,
             state: State::Reading,
+            unwritten: false,
             reason: Reason::Closed,
             readable: false,
             hung_up: false,

@@ -604,7 +604,6 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         } else {
             MAX_READ_BYTES
         };
-        let writes = connection.state == State::Writing;
         let verdict = match descriptor.receive(&mut self.buffer[..size]) {
             Ok(Received::Data { length, drained }) => {
                 connection.readable = !drained || connection.hung_up;
@@ -637,14 +636,6 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
             Err(errno) => Err(Reason::Failed(errno)),
         };
-        // Who is read while it writes goes on writing, whatever it waits for besides.
-        let verdict = match verdict {
-            Ok(Action::ReadPending) if writes => {
-                connection.greeted = true;
-                Ok(Action::Continue)
-            }
-            other => other,
-        };
         self.answered(handler, slot, verdict);
     }
 
@@ -656,6 +647,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             return;
         };
         let verdict = handler.writable(&mut connection.user, &connection.descriptor);
+        connection.unwritten = verdict == Ok(Action::Continue);
         self.apply(handler, slot, verdict);
     }
 
@@ -757,7 +749,14 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         } else {
             match verdict {
                 Ok(action) => {
+                    let action = match action {
+                        // Only who writes can say that it has written all: whatever else is
+                        // told meanwhile, and paused, it goes on.
+                        Action::ReadPending if connection.unwritten => Action::WritePending,
+                        other => other,
+                    };
                     match action {
+                        Action::WritePending => connection.unwritten = true,
                         Action::Abort => connection.reason = Reason::Aborted,
                         Action::Close if !connection.eof => connection.reason = closing,
                         _ => {}
@@ -1014,7 +1013,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if watch == Watch::Parked {
             self.mailbox().counters().parked.subtract(1);
         }
-        if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() {
+        if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() && !descriptor.is_sole() {
             // Fails only where the descriptor is gone already, and with it the entry.
             let _ = self.poller.remove(&descriptor);
         }

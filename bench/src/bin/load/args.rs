@@ -27,7 +27,8 @@ usage: load --address HOST:PORT [options]
   --storm           resets, half-opens and abandoned writes, one after the other
   --hoard           send --total BYTES on each, read nothing for --hold S seconds, then read it all
   --reconnect       an echo every --interval S on each connection, and a new one for each that fails
-  --probe           connect, one echo, close, every --interval S; and an echo on one that stays
+  --probe           connect, one echo, close, every --interval S; and an echo on one that stays,
+                    unless there are --visits-only
   --interval S      default 0.02
   --patience S      no progress for so long is a failure (default 10)
   --until-told      go on until stdin ends instead of for --seconds
@@ -84,6 +85,7 @@ pub(crate) struct Args {
     pub(crate) interval: Duration,
     pub(crate) patience: Duration,
     pub(crate) until_told: bool,
+    pub(crate) visits_only: bool,
     pub(crate) json: bool,
 }
 
@@ -110,6 +112,7 @@ impl Args {
             interval: Duration::from_millis(20),
             patience: PATIENCE,
             until_told: false,
+            visits_only: false,
             json: false,
         };
         while let Some(word) = words.next() {
@@ -142,6 +145,7 @@ impl Args {
                 "--probe" => args.mode = Mode::Probe,
                 "--interval" => args.interval = seconds(&word, next()?)?,
                 "--patience" => args.patience = seconds(&word, next()?)?,
+                "--visits-only" => args.visits_only = true,
                 "--until-told" => args.until_told = true,
                 "--json" => args.json = true,
                 "--help" | "-h" => return Ok(None),

@@ -14,7 +14,11 @@ use crate::message::Pattern;
 pub(crate) fn run(args: &Args) -> Result<Findings> {
     let pattern = Pattern::new(args.size);
     let deadline = Deadline::of(args);
-    let mut old = Connection::open(args.address, 0)?;
+    let mut old = if args.visits_only {
+        None
+    } else {
+        Some(Connection::open(args.address, 0)?)
+    };
     let (mut visits, mut echoes) = (Histogram::new(), Histogram::new());
     let mut failed = 0;
     for id in 1.. {
@@ -25,13 +29,15 @@ pub(crate) fn run(args: &Args) -> Result<Findings> {
         match visit(args, id, &pattern) {
             Ok(()) => visits.record(began.elapsed()),
             Err(error) => {
-                eprintln!("load: {error}");
+                eprintln!("load: visit: {error}");
                 failed += 1;
             }
         }
-        let began = Instant::now();
-        old.echo_once(&pattern)?;
-        echoes.record(began.elapsed());
+        if let Some(old) = &mut old {
+            let began = Instant::now();
+            old.echo_once(&pattern)?;
+            echoes.record(began.elapsed());
+        }
         sleep(args.interval);
     }
     Ok(Findings::new(args.mode)
