@@ -396,6 +396,15 @@ an_abandoned_unix_socket_is_replaced_and_a_living_one_is_not(Config) ->
     ?assertEqual({error, eaddrinuse}, py_reactor:start_listener(unix, Where)),
     ?assertEqual({ok, <<"precious">>}, file:read_file(Path)).
 
+an_abstract_unix_socket_is_no_file(_Config) ->
+    Name = <<0, "listener_SUITE", (list_to_binary(os:getpid()))/binary>>,
+    {ok, _} = py_reactor:start_listener(unix, #{local => Name, protocol => {'__main__', 'Quiet'}}),
+    ?assertMatch(#{local := Name}, info(unix)),
+    Client = connect_local(Name),
+    echoes(Client, <<"abstract">>),
+    ok = gen_tcp:close(Client),
+    ok = py_reactor:stop_listener(unix).
+
 nodelay_is_set_unless_it_is_not_wished(_Config) ->
     exec(
         "class Asks(reactor.Protocol):\n"
