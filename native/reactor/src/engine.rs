@@ -512,6 +512,11 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
                         engine.settle(handler, slot);
                     });
                 }
+                Some((due, Expiry::FirstByte)) if due <= self.now => {
+                    connection.had_its_say = true;
+                    self.unpark(key, Readiness::default());
+                    self.guarded(handler, key.slot, Self::settle);
+                }
                 Some(_) | None => self.set_timer(key.slot),
             }
         }
