@@ -616,6 +616,34 @@ a_raised_limit_lets_waiting_clients_in(_Config) ->
     [ok = gen_tcp:close(Client) || Client <- [Waiting | Others]],
     ok = py_reactor:stop_listener(raised).
 
+at_the_limit_nobody_is_busy_with_those_who_wait(_Config) ->
+    {ok, Context} = py_reactor_context:start_link(#{}),
+    [
+        begin
+            {ok, _} = start(resting, #{
+                max_connections => 1, contexts => Contexts, protocol => {'__main__', 'Quiet'}
+            }),
+            First = connect(resting),
+            echoes(First, <<"first">>),
+            Waiting = connect(resting),
+            ok = gen_tcp:send(Waiting, "waits"),
+            [Acceptor] = acceptors(resting),
+            %% That nothing happens takes time to see.
+            wait_until("the acceptor rests", fun() ->
+                {reductions, Before} = process_info(Acceptor, reductions),
+                timer:sleep(50),
+                {reductions, After} = process_info(Acceptor, reductions),
+                Before =:= After
+            end),
+            ok = gen_tcp:close(First),
+            {ok, <<"waits">>} = gen_tcp:recv(Waiting, 5, ?PATIENCE_MS),
+            ok = gen_tcp:close(Waiting),
+            ok = py_reactor:stop_listener(resting)
+        end
+     || Contexts <- [all, [Context]]
+    ],
+    ok = py_reactor_context:stop(Context).
+
 one_waits_for_any_number_of_connections(_Config) ->
     {ok, _} = start(counted, #{protocol => {'__main__', 'Quiet'}}),
     [
