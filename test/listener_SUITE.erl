@@ -16,17 +16,26 @@ suite() ->
     [{timetrap, {seconds, 120}}].
 
 all() ->
-    told:cases(?MODULE).
+    [{group, one_context}, {group, two_contexts}].
 
-init_per_suite(Config) ->
-    told:start(#{contexts => 2}),
+%% With one context its worker accepts by itself while clients come; among several, acceptors choose.
+groups() ->
+    Cases = told:cases(?MODULE),
+    [
+        {one_context, [], Cases -- [a_context_of_the_pool_comes_back_and_serves]},
+        {two_contexts, [], Cases}
+    ].
+
+init_per_group(Group, Config) ->
+    Contexts = map_get(Group, #{one_context => 1, two_contexts => 2}),
+    told:start(#{contexts => Contexts}),
     %% The thread that sends in place of a scheduler starts when it is needed first, for good.
     {ok, _} = py_reactor:start_listener(first, #{ip => loopback}),
     ok = py_reactor:wait_for_connections(first, '==', 0),
     ok = py_reactor:stop_listener(first),
-    Config.
+    [{contexts, Contexts} | Config].
 
-end_per_suite(_Config) ->
+end_per_group(_Group, _Config) ->
     reactor_case:stop().
 
 init_per_testcase(_Case, Config) ->
@@ -861,7 +870,7 @@ a_thousand_starts_and_stops_on_one_port_leave_nothing(_Config) ->
     ],
     ?assertEqual([], py_reactor:which_listeners()).
 
-info_tells_all_there_is(_Config) ->
+info_tells_all_there_is(Config) ->
     Options = #{
         backlog => 10, reuseport => true, num_acceptors => 2, max_connections => 7, nodelay => false,
         idle_timeout => 1000, handshake_timeout => 2000, write_timeout => 3000,
@@ -873,7 +882,7 @@ info_tells_all_there_is(_Config) ->
     ?assertEqual(Options, maps:with(maps:keys(Options), Info)),
     ?assertMatch(#{name := told, pid := Pid, status := running, ip := ?LOOPBACK}, Info),
     ?assertEqual(py_reactor:get_port(told), maps:get(port, Info)),
-    ?assertEqual(2, length(maps:get(contexts, Info))),
+    ?assertEqual(?config(contexts, Config), length(maps:get(contexts, Info))),
     Client = connect(told),
     echoes(Client, <<"hello">>),
     wait_until("what was sent is counted", fun() -> maps:get(bytes_out, info(told)) =:= 5 end),
