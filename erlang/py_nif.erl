@@ -1,6 +1,7 @@
 %%% The native library: stubs, specs and -on_load, nothing else.
 %%%
-%%% Only py, py_reactor, py_reactor_context, the processes of listeners and the application's start call it.
+%%% Only py, py_reactor, py_reactor_context, the processes of listeners, what looks at contexts from outside
+%%% and the application's start call it.
 -module(py_nif).
 
 %% Python: interpreter, calls, log
@@ -306,7 +307,8 @@ acceptor_open(_Listener) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %% Accepts a batch; py_reactor_acceptor says what comes after each answer.
--spec acceptor_accept(acceptor(), [context()]) -> armed | more | full | {pause, atom()} | closed.
+-spec acceptor_accept(acceptor(), [context()]) ->
+    armed | lent | more | full | {pause, atom()} | closed.
 acceptor_accept(_Acceptor, _Contexts) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 

@@ -169,7 +169,7 @@ handle_info(Message, State) ->
 
 %% Whoever asked may be gone.
 answer(Connection, Number, Body) ->
-    _ = py_nif:connection_send_large(Connection, {Number, {bytes, iolist_to_binary(Body)}}),
+    _ = py_reactor:send(Connection, {Number, {bytes, iolist_to_binary(Body)}}),
     ok.
 
 %%--------------------------------------------------------------------------------------------------

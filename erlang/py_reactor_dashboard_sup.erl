@@ -48,7 +48,8 @@ context() ->
 init(#{max_connections := MaxConnections} = Listener) ->
     Context = #{name => context(), max_connections => MaxConnections},
     Keeper = #{id => keeper, start => {py_reactor_dashboard, start_link, []}},
-    {ok, {#{strategy => rest_for_one, intensity => 10, period => 10}, [
+    %% None holds on to another's process: the listener knows its context by name.
+    {ok, {#{strategy => one_for_one, intensity => 10, period => 10}, [
         py_reactor_context:child_spec(Context),
         Keeper,
         py_reactor:child_spec(py_reactor_dashboard, Listener)

@@ -5,7 +5,8 @@
 %%% millisecond or so of `slow_callback_ms', although it looks only once in that time. For one that is
 %%% overdue it has Python's main thread take the stack, as soon as that can have the GIL. While C code
 %%% holds the GIL nobody can; if that takes as long again, the callback is logged without its stack.
-%%% Each callback is logged once, and again whenever it has taken twice as long.
+%%% Each callback is logged once, and again whenever it has taken twice as long. So is what a worker
+%%% does between callbacks, such as importing a protocol: it holds up the same connections.
 %%%
 %%% Messages: `look', its own reminder; `{py_look, Tag, Seen}', what Python's main thread has seen.
 -module(py_reactor_watchdog).
@@ -106,14 +107,17 @@ format(#{stack := Stack} = Report) ->
      || WaitedMs >= ?HELD_MS
     ],
     {
-        "~ts.~ts~ts has been running for ~b ms~ts~nStack (most recent call last):~n~ts",
-        [Protocol, Callback, Of, AgeMs, Held, Stack]
+        "~ts~ts has been running for ~b ms~ts~nStack (most recent call last):~n~ts",
+        [what(Callback, [Protocol, $.]), Of, AgeMs, Held, Stack]
     };
 format(#{callback := Callback, fd := Fd, age_ms := AgeMs}) ->
     {
-        "~ts of descriptor ~p has been running for ~b ms; its stack cannot be had, as the GIL is held",
-        [Callback, Fd, AgeMs]
+        "~ts~ts has been running for ~b ms; its stack cannot be had, as the GIL is held",
+        [what(Callback, ""), [io_lib:format(" of descriptor ~b", [Fd]) || is_integer(Fd)], AgeMs]
     }.
+
+what(none, _Whose) -> "work between callbacks";
+what(Callback, Whose) -> [Whose, Callback].
 
 %%--------------------------------------------------------------------------------------------------
 
@@ -147,7 +151,7 @@ overdue(Pid, Handle, Label, Glance, #state{looks = Looks, next_tag = Tag} = Stat
     case Looks of
         #{Pid := _} ->
             %% The last look is still not answered: somebody holds the GIL.
-            report(Pid, Label, named(Glance)),
+            report(Pid, Label, Glance),
             State;
         #{} ->
             ok = py_nif:context_look(Handle, maps:get(job, Glance), Tag),
@@ -156,16 +160,11 @@ overdue(Pid, Handle, Label, Glance, #state{looks = Looks, next_tag = Tag} = Stat
     end.
 
 seen(Pid, #look{label = Label}, {ok, Seen}) ->
-    report(Pid, Label, named(Seen));
+    report(Pid, Label, Seen);
 seen(_Pid, _Look, ended) ->
     ok;
 seen(Pid, #look{label = Label}, {error, Traceback}) ->
     ?LOG_ERROR(#{what => no_stack, context => Label, pid => Pid, traceback => Traceback}).
-
-%% A worker is between callbacks while it runs what is around them, such as the `__repr__' of a wrong
-%% answer.
-named(#{callback := none} = Glance) -> Glance#{callback := <<"?">>};
-named(Glance) -> Glance.
 
 report(Pid, Label, Seen) ->
     Measurements = maps:with([age_ms, waited_ms], Seen),

@@ -24,6 +24,7 @@ use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
 use crate::beam::post::post;
 use crate::beam::select::{Kind, Seat, Watched};
 use crate::context::{Context, encode_reply};
+use crate::loan::{BUSY_MS, Loan, has_time};
 use crate::ticket::Ticket;
 
 mod atoms {
@@ -102,6 +103,8 @@ pub(crate) struct Listener {
     endpoint: Mutex<Endpoint>,
     /// `None` while it is closed. The lock is never held across a call.
     socket: Mutex<Option<Arc<Acceptor>>>,
+    /// The worker that accepts by itself now.
+    loan: Mutex<Option<Arc<Loan>>>,
     /// Whose turn it is among the contexts.
     turn: AtomicUsize,
 }
@@ -128,6 +131,8 @@ pub(crate) enum Batch {
     Full,
     /// Something is missing that nobody will announce.
     Pause(Missing),
+    /// A worker accepts by itself.
+    Lent,
     /// The socket is closed.
     Closed,
 }
@@ -148,10 +153,6 @@ pub(crate) enum Missing {
 const BATCH: usize = 64;
 const BATCH_TIME: Duration = Duration::from_micros(800);
 
-/// A context in the same turn for longer than this gets no new connections while another one has
-/// time: a callback holds it up.
-const BUSY_MS: u64 = 100;
-
 impl Listener {
     pub(crate) fn new(
         service: Arc<Service>,
@@ -165,6 +166,7 @@ impl Listener {
             options,
             endpoint: Mutex::new(endpoint),
             socket: Mutex::default(),
+            loan: Mutex::default(),
             turn: AtomicUsize::new(0),
         }
     }
@@ -286,6 +288,23 @@ impl Listener {
         Ok(in_time.chain(in_turn()))
     }
 
+    /// What comes with each connection.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening {
+            info: Value::Map(Vec::new()),
+            recipe: Some(Arc::clone(&self.recipe.recipe)),
+            reply: None,
+        }
+    }
+
+    /// The socket is not lent any more.
+    pub(crate) fn has_back(&self, loan: &Arc<Loan>) {
+        let mut present = self.loan.lock();
+        if present.as_ref().is_some_and(|it| Arc::ptr_eq(it, loan)) {
+            *present = None;
+        }
+    }
+
     /// Gives a connection to the first context that takes it. If all of them have ended or become
     /// full meanwhile, it is closed.
     fn hand_in<'a>(
@@ -294,12 +313,7 @@ impl Listener {
         admission: Admission,
         order: impl Iterator<Item = &'a ResourceArc<Context>>,
     ) {
-        let opening = Opening {
-            info: Value::Map(Vec::new()),
-            recipe: Some(Arc::clone(&self.recipe.recipe)),
-            reply: None,
-        };
-        let mut refused = (opening, admission);
+        let mut refused = (self.opening(), admission);
         for context in order {
             let (opening, admission) = refused;
             match context
@@ -367,6 +381,9 @@ impl Waiting {
         let Some(socket) = seat.socket() else {
             return Batch::Closed;
         };
+        if Self::lend(seat, &socket, contexts) {
+            return Batch::Lent;
+        }
         let batch = seat.listener.accept_from(&socket, contexts);
         match batch {
             Batch::Empty => {
@@ -392,8 +409,50 @@ impl Waiting {
                 Self::close(seat);
                 Batch::Closed
             }
-            Batch::More | Batch::Pause(_) => batch,
+            Batch::More | Batch::Lent | Batch::Pause(_) => batch,
         }
+    }
+
+    /// Has the worker of the only context accept by itself, if it has time. False if this
+    /// process is to do it.
+    fn lend(seat: &Seat<Self>, socket: &Arc<Acceptor>, contexts: &[ResourceArc<Context>]) -> bool {
+        let listener = &seat.listener;
+        let somebody_waits = socket.is_ready();
+        let mut present = listener.loan.lock();
+        if let Some(loan) = present.take_if(|loan| !loan.stands()) {
+            drop(present);
+            loan.revoke();
+            return false;
+        }
+        if let Some(loan) = &*present {
+            loan.join(seat);
+            return true;
+        }
+        let [context] = contexts else {
+            return false;
+        };
+        if !somebody_waits || !has_time(context) {
+            return false;
+        }
+        let loan = Loan::new(seat, context);
+        *present = Some(Arc::clone(&loan));
+        drop(present);
+        listener.recipe.is_known_to(contexts);
+        loan.begin(seat, Arc::clone(socket));
+        true
+    }
+
+    /// Whether it accepts nobody any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.socket.lock().is_none()
+    }
+
+    pub(crate) fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    pub(crate) const fn process(&self) -> LocalPid {
+        self.process
     }
 
     /// Waits no more and closes the duplicate.

@@ -517,7 +517,7 @@ mod listener_atoms {
     rustler::atoms! {
         bad_option, protocol, info, undefined, infinity, tcp, local, open, closed,
         serving, draining, ending, drop_old, drop_new, buffer, disconnect,
-        armed, more, full, pause, einval
+        armed, lent, more, full, pause, einval
     }
 }
 
@@ -820,7 +820,7 @@ fn acceptor_open(env: Env<'_>, listener: ResourceArc<Listener>) -> Term<'_> {
     }
 }
 
-/// acceptor_accept(Acceptor, [Context]) -> armed | more | full | {pause, Reason} | closed
+/// acceptor_accept(Acceptor, [Context]) -> armed | lent | more | full | {pause, Reason} | closed
 #[rustler::nif]
 fn acceptor_accept<'a>(
     env: Env<'a>,
@@ -845,6 +845,7 @@ fn encode_batch(env: Env<'_>, batch: Batch) -> Term<'_> {
         Batch::Empty => return listener_atoms::armed().encode(env),
         Batch::More => return listener_atoms::more().encode(env),
         Batch::Full => return listener_atoms::full().encode(env),
+        Batch::Lent => return listener_atoms::lent().encode(env),
         Batch::Closed => return listener_atoms::closed().encode(env),
         Batch::Pause(Missing::Context) => reactor_atoms::no_context(),
         Batch::Pause(Missing::Room) => atoms::overload(),

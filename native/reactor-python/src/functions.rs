@@ -126,12 +126,19 @@ fn connection_id(connection: &Bound<'_, PyAny>) -> PyResult<u64> {
 /// Has `timeout_expired` called so many seconds from now; None: not at all.
 #[pyfunction]
 fn connection_set_timeout(connection: &Bound<'_, PyAny>, seconds: Option<f64>) -> PyResult<()> {
-    let timeout = seconds.map(Duration::try_from_secs_f64).transpose();
-    let timeout = timeout.map_err(|_| {
-        PyValueError::new_err("a timeout is a number of seconds, not negative, or None")
-    })?;
+    let timeout = seconds.map(duration).transpose()?;
     with_owner(connection, |owner| owner.set_timeout(timeout))?;
     Ok(())
+}
+
+/// A number of seconds, however large.
+fn duration(seconds: f64) -> PyResult<Duration> {
+    if seconds.is_finite() && seconds >= 0.0 {
+        return Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+    }
+    Err(PyValueError::new_err(format!(
+        "a timeout is a finite number of seconds, 0 or more, or None, not {seconds}"
+    )))
 }
 
 /// Stops reading, or goes on.

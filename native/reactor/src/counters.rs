@@ -116,7 +116,8 @@ impl Counters {
     pub(crate) fn count_end(&self, reason: Reason) {
         self.closed.add(1);
         self.reasons[reason.index()].add(1);
-        if reason.is_timeout() {
+        // One that a protocol had set was counted when it told the protocol.
+        if reason.is_timeout() && reason != Reason::Timeout {
             self.timeouts.add(1);
         }
     }

@@ -38,6 +38,7 @@ in_every_world! {
     an_idle_connection_ends_when_its_service_drains,
     what_is_in_flight_is_finished_when_a_service_drains,
     who_comes_late_hears_of_the_drain,
+    who_has_just_come_may_speak_before_a_drain_ends_it,
     an_ending_service_ends_its_own_connections_only,
     messages_come_in_order,
     a_link_never_leads_to_another_connection,
@@ -466,6 +467,26 @@ fn who_comes_late_hears_of_the_drain<D: Demultiplexer>(mut world: World<D>) {
         b"too late?"
     );
     assert_eq!(record.reason(), Reason::Drained);
+}
+
+fn who_has_just_come_may_speak_before_a_drain_ends_it<D: Demultiplexer>(mut world: World<D>) {
+    let service = limited(|_| {});
+    let (mut client, server) = unix();
+    let record = world.serve_for(&service, server, Script::echo());
+    let (_silent, server) = unix();
+    let silent = world.serve_for(&service, server, Script::echo());
+    world.until("the connections", || count(&silent.connected) == 1);
+    service.set_stage(Stage::Draining);
+    world.mailbox().review();
+    world.until_quiet(&record);
+    assert_eq!(
+        world.exchange(&mut client, b"just in time"),
+        b"just in time"
+    );
+    assert_eq!(world.read_to_end(&mut client).expect("an end"), b"");
+    assert!(!silent.is_lost());
+    world.until("the end of the one that says nothing", || silent.is_lost());
+    assert_eq!(silent.reason(), Reason::Drained);
 }
 
 fn an_ending_service_ends_its_own_connections_only<D: Demultiplexer>(mut world: World<D>) {

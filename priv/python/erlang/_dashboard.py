@@ -7,13 +7,14 @@ them, and the connection waits, without reading more, until the answer comes as 
 from __future__ import annotations
 
 import re
+import socket
+import sys
 from base64 import b64encode
 from functools import cache
 from hashlib import sha256
 from http import HTTPStatus
-from ipaddress import ip_address
 from pathlib import Path
-from platform import python_version
+from typing import cast
 
 import erlang
 from erlang import reactor
@@ -95,7 +96,7 @@ class Dashboard(reactor.Protocol):
 
     def message_received(self, message: object) -> reactor.Action:
         """The keeper's answer: ``(number, body)``."""
-        number, body = message  # type: ignore[misc]
+        number, body = cast("tuple[int, bytes]", message)
         if self._waits is None or number != self._number:
             return "continue"  # It came after its time was over.
         (request, kind), self._waits = self._waits, None
@@ -186,9 +187,10 @@ class Dashboard(reactor.Protocol):
 
 
 def _is_address(host: str) -> bool:
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     try:
-        ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError:
+        socket.inet_pton(family, host.removeprefix("[").removesuffix("]"))
+    except OSError:
         return False
     return True
 
@@ -197,7 +199,7 @@ def _is_address(host: str) -> bool:
 def _page() -> tuple[bytes, tuple[str, str]]:
     """The page, and the policy under which its own style and script run, and nothing else."""
     page = Path(__file__).with_name("_dashboard.html").read_bytes()
-    page = page.replace(b"@PYTHON@", python_version().encode("ascii"))
+    page = page.replace(b"@PYTHON@", sys.version.split()[0].encode("ascii"))
     style, script = (_hash(page, tag) for tag in (b"style", b"script"))
     policy = (
         f"default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; "

@@ -7,9 +7,9 @@ whatever follows a refused request is never looked at, so that nobody can smuggl
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from email.utils import formatdate
+import time
 from http import HTTPStatus
+from typing import NamedTuple
 
 MAX_HEAD_BYTES = 8192
 """Request line and header fields of one request. Browsers send some hundred bytes."""
@@ -27,6 +27,9 @@ _AUTHORITY = re.compile(rb"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?"
 # first half of one.
 _FORBIDDEN = re.compile(rb"[^\t\r\n -~\x80-\xff]|(?<!\r)\n|\r(?!\n|\Z)")
 
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
 _PLAIN = "text/plain; charset=utf-8"
 
 
@@ -40,8 +43,7 @@ class Refused(Exception):
         self.fields = fields
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request without a body."""
 
     method: str
@@ -90,7 +92,7 @@ def answer(
     """An answer, complete with its body unless it answers a HEAD."""
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}",
-        f"Date: {formatdate(usegmt=True)}",
+        f"Date: {_date()}",
         f"Content-Length: {len(body)}",
         f"Connection: {'keep-alive' if keep_alive else 'close'}",
         *(f"{name}: {value}" for name, value in fields),
@@ -112,6 +114,13 @@ def refusal(refused: Refused, *fields: tuple[str, str], head_only: bool = False)
     )
 
 
+def _date() -> str:
+    now = time.gmtime()  # Not by strftime, which speaks the language of the locale.
+    day, month = _DAYS[now.tm_wday], _MONTHS[now.tm_mon - 1]
+    clock = f"{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02}"
+    return f"{day}, {now.tm_mday:02} {month} {now.tm_year} {clock} GMT"
+
+
 def _request(line: bytes, lines: list[bytes]) -> Request:
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
@@ -126,9 +135,7 @@ def _request(line: bytes, lines: list[bytes]) -> Request:
     if host is None and persistent:
         raise Refused(HTTPStatus.BAD_REQUEST, "no Host")
     if method not in (b"GET", b"HEAD"):
-        raise Refused(
-            HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", ("Allow", "GET, HEAD")
-        )
+        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", ("Allow", "GET, HEAD"))
     authority, target = _split(target, host)
     path, _, query = target.decode("ascii").partition("?")
     options = b",".join(fields.get(b"connection", [])).lower().split(b",")

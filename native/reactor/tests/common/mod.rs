@@ -324,6 +324,7 @@ pub(crate) struct World<D: Demultiplexer> {
     pub(crate) echo: Echo,
     pub(crate) door: Door<(Script, Arc<Record>)>,
     pub(crate) turns: usize,
+    linger: Option<Duration>,
 }
 
 impl World<NoDemultiplexer> {
@@ -351,7 +352,13 @@ impl<D: Demultiplexer> World<D> {
             echo: Echo::default(),
             door,
             turns: 0,
+            linger,
         }
+    }
+
+    /// Whether nothing is ever parked or given back.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.linger.is_none()
     }
 
     /// Hands a descriptor in; the engine's is then the only one.

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through chromedriver by the WebDriver protocol, with the standard library.
+"""A headless Chromium, driven through chromedriver by the WebDriver protocol.
 
 Used by dashboard_SUITE inside the node: `py:call(browser, start, [])`, then the other functions.
 """
@@ -63,7 +63,8 @@ class Browser:
         arguments = [*arguments, f"--user-data-dir={self._profile}"]
         if dark:
             arguments.append("--blink-settings=preferredColorScheme=0")
-        options = {"binary": _program("chromium"), "args": arguments}
+        chromium = _program("chromium", "chromium-browser", "google-chrome")
+        options = {"binary": chromium, "args": arguments}
         always = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         answer = self._ask("POST", "", {"capabilities": {"alwaysMatch": always}})
         self._session = "/" + answer["sessionId"]
@@ -120,11 +121,12 @@ class Browser:
             shutil.rmtree(self._profile, ignore_errors=True)
 
 
-def _program(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise FileNotFoundError(f"{name} is not installed: script/bootstrap test")
-    return path
+def _program(*names: str) -> str:
+    for name in names:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise FileNotFoundError(f"{names[0]} is not installed: script/bootstrap test")
 
 
 _open: list[Browser] = []
