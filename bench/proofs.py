@@ -148,9 +148,21 @@ def crowd(proof: Proof) -> None:
         with Client(node, "--crowd", "--connections", 300, "--hold-all") as client:
             full = wait_until(lambda: node.info()["active"] == 100)
             proof.is_("100 of those who stay are served", full and client.running(), True)
+            proof.count(
+                "reductions of the acceptor in 1 s, while 200 wait", reductions(node), 20000
+            )
             node.ask("py_reactor:set_max_connections(proof, 300)")
             proof.is_("served once the limit is raised", client.result()["served"], 300)
         proof.nothing_left(node, before)
+
+
+def reductions(node: Node) -> int:
+    """What the acceptors do in a second: one that spins does a hundred thousand things and more."""
+    ask = "proof_node:reductions(py_reactor_acceptor)"
+    before: int = node.ask(ask)
+    time.sleep(1.0)
+    done: int = node.ask(ask) - before
+    return done
 
 
 def dribble(proof: Proof) -> None:
@@ -398,6 +410,7 @@ def descriptors(proof: Proof) -> None:
                 time.sleep(1.0)
                 idle = node.core_share(seconds / 2)
                 proof.is_("some still wait", waiting.running(), True)
+                proof.count("reductions of the acceptor in 1 s", reductions(node), 20000)
                 proof.full_only(
                     "CPU when nobody speaks",
                     f"{100 * idle:.1f} % of a core",
