@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from node import Client, Node, wait_until
 from peers import PEERS, REFERENCE, Peer, Server
@@ -31,12 +30,14 @@ UVLOOP, PLAIN = (next(p for p in PEERS if p.name == name) for name in (REFERENCE
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One thing that was measured, its bound, and whether it holds; None: not judged."""
+    """One thing that was measured, its bound, and whether it holds; None: not judged. `timed` says
+    that it depends on how busy the machine is."""
 
     what: str
     measured: str
     bound: str
     holds: bool | None
+    timed: bool = False
 
     def line(self) -> str:
         mark = {True: "ok", False: "not ok", None: "--"}[self.holds]
@@ -70,13 +71,15 @@ class Proof:
 
     def full_only(self, what: str, measured: str, bound: str, holds: bool) -> None:
         """A figure that depends on the machine."""
-        self._answer(what, measured, bound, None if self.quick else holds)
+        self._answer(what, measured, bound, None if self.quick else holds, timed=True)
 
     def note(self, what: str, measured: object) -> None:
         self._answer(what, f"{measured}", "", None)
 
-    def _answer(self, what: str, measured: str, bound: str, holds: bool | None) -> None:
-        answer = Answer(f"{self.name}: {what}", measured, bound, holds)
+    def _answer(
+        self, what: str, measured: str, bound: str, holds: bool | None, timed: bool = False
+    ) -> None:
+        answer = Answer(f"{self.name}: {what}", measured, bound, holds, timed)
         print(answer.line(), flush=True)
         self.answers.append(answer)
 
@@ -145,9 +148,21 @@ def crowd(proof: Proof) -> None:
         with Client(node, "--crowd", "--connections", 300, "--hold-all") as client:
             full = wait_until(lambda: node.info()["active"] == 100)
             proof.is_("100 of those who stay are served", full and client.running(), True)
+            proof.count(
+                "reductions of the acceptor in 1 s, while 200 wait", reductions(node), 20000
+            )
             node.ask("py_reactor:set_max_connections(proof, 300)")
             proof.is_("served once the limit is raised", client.result()["served"], 300)
         proof.nothing_left(node, before)
+
+
+def reductions(node: Node) -> int:
+    """What the acceptors do in a second: one that spins does a hundred thousand things and more."""
+    ask = "proof_node:reductions(py_reactor_acceptor)"
+    before: int = node.ask(ask)
+    time.sleep(1.0)
+    done: int = node.ask(ask) - before
+    return done
 
 
 def dribble(proof: Proof) -> None:
@@ -395,6 +410,7 @@ def descriptors(proof: Proof) -> None:
                 time.sleep(1.0)
                 idle = node.core_share(seconds / 2)
                 proof.is_("some still wait", waiting.running(), True)
+                proof.count("reductions of the acceptor in 1 s", reductions(node), 20000)
                 proof.full_only(
                     "CPU when nobody speaks",
                     f"{100 * idle:.1f} % of a core",
@@ -415,36 +431,34 @@ def limit_to(node: Node, number: int) -> None:
 def churn(proof: Proof) -> None:
     """Connections opened, one echo, closed: how many a second, beside uvloop."""
     rounds, seconds = (1, 0.5) if proof.quick else (5, 2.5)
-    options = ("--churn", "--connections", 20, "--size", 64, "--seconds", seconds, "--warmup", 0.5)
     others: list[Peer] = [] if proof.quick else [UVLOOP, PLAIN]
-    found: dict[str, list[float]] = {}
+    options = ("--churn", "--connections", 20, "--size", 64, "--seconds", seconds, "--warmup", 0.5)
+    runs: dict[str, list[dict[str, float]]] = {}
     for number in range(rounds):
-        with proof_node(proof, "Echo") as (node, before):
-            turns: list[tuple[str, Any]] = [("listener", node)]
-            servers = [Server(peer) for peer in others]
-            turns += [(server.peer.name, server) for server in servers]
-            try:
-                for name, server in turns[number % len(turns) :] + turns[: number % len(turns)]:
-                    with Client(server, *options, "--pid", server.pid) as client:
-                        run = client.result()
-                    found.setdefault(name, []).append(run["per_second"])
-                    if name == "listener" and number == 0:
-                        proof.at_least("connections, each with its echo", run["count"], 1)
-            finally:
-                for server in servers:
-                    server.stop()
+        with ExitStack() as stack:
+            node, before = stack.enter_context(proof_node(proof, "Echo"))
+            turns: list[tuple[str, Node | Server]] = [("listener", node)]
+            turns += [(peer.name, stack.enter_context(Server(peer))) for peer in others]
+            first = number % len(turns)
+            for name, server in turns[first:] + turns[:first]:
+                with Client(server, *options, "--pid", server.pid) as client:
+                    runs.setdefault(name, []).append(client.result())
             if number == 0:
+                proof.at_least("connections, each with its echo", node.info()["accepted"], 1)
                 proof.nothing_left(node, before)
-    for name, values in found.items():
-        proof.note(f"a second, {name}", spread(values, ",.0f"))
+    for name, found in runs.items():
+        proof.note(f"a second, {name}", spread([run["per_second"] for run in found], ",.0f"))
+        proof.note(f"CPU us each, {name}", spread([run["cpu_us"] for run in found], ".1f"))
     for peer in others:
-        pairs = zip(found["listener"], found[peer.name], strict=True)
-        ratios = [ours / theirs for ours, theirs in pairs]
+        pairs = list(zip(runs["listener"], runs[peer.name], strict=True))
+        ratios = [ours["per_second"] / theirs["per_second"] for ours, theirs in pairs]
         if peer is UVLOOP:
             holds = round(median(ratios), 2) >= 1.0
             proof.full_only("ratio to uvloop", spread(ratios, ".2f"), "at least 1.00", holds)
         else:
             proof.note(f"ratio to {peer.title}", spread(ratios, ".2f"))
+        cpu = [ours["cpu_us"] / theirs["cpu_us"] for ours, theirs in pairs]
+        proof.note(f"CPU, ratio to {peer.name}", spread(cpu, ".2f"))
 
 
 def spread(values: list[float], form: str) -> str:

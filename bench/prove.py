@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from machine import circumstances
@@ -18,6 +19,10 @@ from peers import ROOT, TMP
 from proofs import PROGRAMS, Proof
 
 RESULTS = ROOT / "bench" / "results"
+
+# As in run.py: more of a core than this, and what was missed may be the fault of other programs.
+DISTURBED_PERCENT = 15
+REPEATS = 2
 
 
 def arguments() -> tuple[bool, list[str]]:
@@ -35,22 +40,49 @@ def arguments() -> tuple[bool, list[str]]:
 
 
 def prove(name: str, quick: bool) -> dict[str, Any]:
+    """Runs one program; again, twice at most, when nothing but times were missed while others were
+    busy."""
+    for attempt in range(REPEATS + 1):
+        found = run(name, quick)
+        missed = [answer for answer in found["answers"] if answer["holds"] is False]
+        only_times = missed and all(answer["timed"] for answer in missed)
+        if not only_times or found["others_core_percent"] <= DISTURBED_PERCENT:
+            break
+        if attempt < REPEATS:
+            print("others were busy: once more", flush=True)
+    return found | {"repeats": attempt}
+
+
+def run(name: str, quick: bool) -> dict[str, Any]:
     """Runs one program. One that cannot do its work has failed."""
     print(f"\n{name}: {PROGRAMS[name].__doc__}", flush=True)
     proof = Proof(name, quick)
-    began, load = time.monotonic(), os.getloadavg()[0]
+    began, ours, all_cpu = time.monotonic(), our_cpu(), machine_cpu()
     try:
         PROGRAMS[name](proof)
     except (RuntimeError, OSError) as error:
         proof.is_("error", " ".join(str(error).split())[:1000], "none")
+    took = time.monotonic() - began
+    others = (machine_cpu() - all_cpu) - (our_cpu() - ours)
     return {
         "name": name,
         "title": PROGRAMS[name].__doc__,
-        "took_seconds": round(time.monotonic() - began),
-        "load_average_before": load,
-        "load_average_after": os.getloadavg()[0],
+        "took_seconds": round(took),
+        "others_core_percent": round(100 * others / took),
         "answers": [asdict(answer) for answer in proof.answers],
     }
+
+
+def our_cpu() -> float:
+    """CPU seconds of this process and of all that it has started, which have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def machine_cpu() -> float:
+    """CPU seconds of the whole machine; guest time is in user already."""
+    user, nice, system, _, _, *rest = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    return sum(map(int, (user, nice, system, *rest))) / os.sysconf("SC_CLK_TCK")
 
 
 def render(results: dict[str, Any]) -> str:
@@ -60,15 +92,14 @@ def render(results: dict[str, Any]) -> str:
         f"- {results['date']}, revision {results['revision']}",
         f"- {results['machine']}; {results['kernel']}",
         f"- Python {results['python']}, OTP {results['otp']}, {results['rustc']}",
-        "- client and server share the machine, over loopback; the load average beside each "
-        "program is that before and after it\n",
+        "- client and server share the machine, over loopback; `others` is what other programs "
+        "took of a core meanwhile: times from a busy machine are worth little, and a program that "
+        "missed nothing but times was run again, twice at most\n",
     ]
     for program in results["programs"]:
-        loads = f"{program['load_average_before']:.1f}, {program['load_average_after']:.1f}"
         parts.append(f"## {program['title']}\n")
-        parts.append(
-            f"`script/prove {program['name']}`, {program['took_seconds']} s, load {loads}\n"
-        )
+        others = f"others {program['others_core_percent']} %, {program['repeats']} repeats"
+        parts.append(f"`script/prove {program['name']}`, {program['took_seconds']} s, {others}\n")
         parts.append("| what | measured | bound | holds |\n| --- | --- | --- | --- |")
         for answer in program["answers"]:
             what = answer["what"].partition(": ")[2]

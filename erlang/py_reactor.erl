@@ -42,7 +42,7 @@ start_listener(Name, Options) ->
 -spec stop_listener(py_reactor_listeners:name()) -> ok | {error, not_found | supervised}.
 stop_listener(Name) ->
     case py_reactor_listeners:find(Name) of
-        {ok, Supervisor, _} ->
+        {ok, Supervisor, _, _} ->
             case py_reactor_listeners:is_child(Supervisor) of
                 true -> stop_child(Name, Supervisor);
                 false -> {error, supervised}
@@ -97,10 +97,11 @@ drain_listener(_Name, _DeadlineMs) ->
     error(badarg).
 
 %% @doc What a listener is and does: its options, `status', counters, and the `contexts' that serve it.
+%% Asks no process, so that it answers also while a listener is being stopped.
 -spec listener_info(py_reactor_listeners:name()) -> #{atom() => term()} | {error, not_found}.
 listener_info(Name) ->
-    case {call(Name, fun py_reactor_listener:info/1), py_reactor_listeners:find(Name)} of
-        {#{status := Status, options := Options}, {ok, Supervisor, Handle}} ->
+    case py_reactor_listeners:find(Name) of
+        {ok, Supervisor, Handle, Options} ->
             Known = maps:merge(
                 maps:merge(maps:remove(endpoint, Options), py_nif:listener_stats(Handle)),
                 address(py_nif:listener_address(Handle))
@@ -108,13 +109,17 @@ listener_info(Name) ->
             Known#{
                 name => Name,
                 pid => Supervisor,
-                status => Status,
+                status => status(py_nif:listener_state(Handle)),
                 max_connections => py_nif:listener_max_connections(Handle),
                 contexts => py_reactor_pool:pids(map_get(contexts, Options))
             };
-        _ ->
+        {error, _} ->
             {error, not_found}
     end.
+
+status({open, serving}) -> running;
+status({closed, serving}) -> suspended;
+status({_, _}) -> draining.
 
 address({local, Path}) -> #{local => Path};
 address({Ip, Port}) -> #{ip => Ip, port => Port}.
@@ -152,7 +157,7 @@ set_max_connections(_Name, _Max) ->
 wait_for_connections(Name, Comparison, Count) when is_integer(Count), Count >= 0, Count < 1 bsl 62 ->
     {From, To} = range(Comparison, Count),
     case py_reactor_listeners:find(Name) of
-        {ok, Supervisor, Handle} ->
+        {ok, Supervisor, Handle, _} ->
             Monitor = monitor(process, Supervisor),
             Answer = await(Handle, From, To, Monitor),
             true = demonitor(Monitor, [flush]),
@@ -187,14 +192,14 @@ await(Handle, From, To, Monitor) ->
 
 with_handle(Name, Use) ->
     case py_reactor_listeners:find(Name) of
-        {ok, _, Handle} -> Use(Handle);
+        {ok, _, Handle, _} -> Use(Handle);
         {error, _} -> {error, not_found}
     end.
 
 %% Calls the process that leads a listener. If that dies meanwhile the next one is asked.
 call(Name, Ask) ->
     case py_reactor_listeners:find(Name) of
-        {ok, Supervisor, _} ->
+        {ok, Supervisor, _, _} ->
             try
                 Ask(py_reactor_listener_sup:listener(Supervisor))
             catch

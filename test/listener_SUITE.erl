@@ -16,17 +16,26 @@ suite() ->
     [{timetrap, {seconds, 120}}].
 
 all() ->
-    told:cases(?MODULE).
+    [{group, one_context}, {group, two_contexts}].
 
-init_per_suite(Config) ->
-    told:start(#{contexts => 2}),
+%% With one context its worker accepts by itself while clients come; among several, acceptors choose.
+groups() ->
+    Cases = told:cases(?MODULE),
+    [
+        {one_context, [], Cases -- [a_context_of_the_pool_comes_back_and_serves]},
+        {two_contexts, [], Cases}
+    ].
+
+init_per_group(Group, Config) ->
+    Contexts = map_get(Group, #{one_context => 1, two_contexts => 2}),
+    told:start(#{contexts => Contexts}),
     %% The thread that sends in place of a scheduler starts when it is needed first, for good.
     {ok, _} = py_reactor:start_listener(first, #{ip => loopback}),
     ok = py_reactor:wait_for_connections(first, '==', 0),
     ok = py_reactor:stop_listener(first),
-    Config.
+    [{contexts, Contexts} | Config].
 
-end_per_suite(_Config) ->
+end_per_group(_Group, _Config) ->
     reactor_case:stop().
 
 init_per_testcase(_Case, Config) ->
@@ -396,6 +405,15 @@ an_abandoned_unix_socket_is_replaced_and_a_living_one_is_not(Config) ->
     ?assertEqual({error, eaddrinuse}, py_reactor:start_listener(unix, Where)),
     ?assertEqual({ok, <<"precious">>}, file:read_file(Path)).
 
+an_abstract_unix_socket_is_no_file(_Config) ->
+    Name = <<0, "listener_SUITE", (list_to_binary(os:getpid()))/binary>>,
+    {ok, _} = py_reactor:start_listener(unix, #{local => Name, protocol => {'__main__', 'Quiet'}}),
+    ?assertMatch(#{local := Name}, info(unix)),
+    Client = connect_local(Name),
+    echoes(Client, <<"abstract">>),
+    ok = gen_tcp:close(Client),
+    ok = py_reactor:stop_listener(unix).
+
 nodelay_is_set_unless_it_is_not_wished(_Config) ->
     exec(
         "class Asks(reactor.Protocol):\n"
@@ -607,6 +625,34 @@ a_raised_limit_lets_waiting_clients_in(_Config) ->
     [ok = gen_tcp:close(Client) || Client <- [Waiting | Others]],
     ok = py_reactor:stop_listener(raised).
 
+at_the_limit_nobody_is_busy_with_those_who_wait(_Config) ->
+    {ok, Context} = py_reactor_context:start_link(#{}),
+    [
+        begin
+            {ok, _} = start(resting, #{
+                max_connections => 1, contexts => Contexts, protocol => {'__main__', 'Quiet'}
+            }),
+            First = connect(resting),
+            echoes(First, <<"first">>),
+            Waiting = connect(resting),
+            ok = gen_tcp:send(Waiting, "waits"),
+            [Acceptor] = acceptors(resting),
+            %% That nothing happens takes time to see.
+            wait_until("the acceptor rests", fun() ->
+                {reductions, Before} = process_info(Acceptor, reductions),
+                timer:sleep(50),
+                {reductions, After} = process_info(Acceptor, reductions),
+                Before =:= After
+            end),
+            ok = gen_tcp:close(First),
+            {ok, <<"waits">>} = gen_tcp:recv(Waiting, 5, ?PATIENCE_MS),
+            ok = gen_tcp:close(Waiting),
+            ok = py_reactor:stop_listener(resting)
+        end
+     || Contexts <- [all, [Context]]
+    ],
+    ok = py_reactor_context:stop(Context).
+
 one_waits_for_any_number_of_connections(_Config) ->
     {ok, _} = start(counted, #{protocol => {'__main__', 'Quiet'}}),
     [
@@ -694,7 +740,7 @@ a_port_that_was_taken_meanwhile_is_not_resumed(_Config) ->
     {ok, _} = start(robbed, #{protocol => {'__main__', 'Quiet'}}),
     Port = py_reactor:get_port(robbed),
     ok = py_reactor:suspend_listener(robbed),
-    {ok, Thief} = gen_tcp:listen(Port, [{ip, ?LOOPBACK}]),
+    {ok, Thief} = gen_tcp:listen(Port, [{ip, ?LOOPBACK}, {reuseaddr, true}]),
     ?assertEqual({error, eaddrinuse}, py_reactor:resume_listener(robbed)),
     ?assertMatch(#{status := suspended}, info(robbed)),
     ok = gen_tcp:close(Thief),
@@ -824,7 +870,7 @@ a_thousand_starts_and_stops_on_one_port_leave_nothing(_Config) ->
     ],
     ?assertEqual([], py_reactor:which_listeners()).
 
-info_tells_all_there_is(_Config) ->
+info_tells_all_there_is(Config) ->
     Options = #{
         backlog => 10, reuseport => true, num_acceptors => 2, max_connections => 7, nodelay => false,
         idle_timeout => 1000, handshake_timeout => 2000, write_timeout => 3000,
@@ -836,9 +882,10 @@ info_tells_all_there_is(_Config) ->
     ?assertEqual(Options, maps:with(maps:keys(Options), Info)),
     ?assertMatch(#{name := told, pid := Pid, status := running, ip := ?LOOPBACK}, Info),
     ?assertEqual(py_reactor:get_port(told), maps:get(port, Info)),
-    ?assertEqual(2, length(maps:get(contexts, Info))),
+    ?assertEqual(?config(contexts, Config), length(maps:get(contexts, Info))),
     Client = connect(told),
     echoes(Client, <<"hello">>),
+    wait_until("what was sent is counted", fun() -> maps:get(bytes_out, info(told)) =:= 5 end),
     ?assertMatch(
         #{
             accepted := 1, active := 1, closed := 0, refused := 0, bytes_in := 5, bytes_out := 5,
@@ -940,10 +987,7 @@ a_drain_outlives_a_killed_leader(_Config) ->
     ok = py_reactor:stop_listener(headless).
 
 a_killed_listener_ends_its_connections_and_comes_back(_Config) ->
-    {ok, Reserved} = gen_tcp:listen(0, [{ip, ?LOOPBACK}, {reuseaddr, true}]),
-    {ok, Port} = inet:port(Reserved),
-    ok = gen_tcp:close(Reserved),
-    {ok, Pid} = start(mortal, #{port => Port, protocol => {'__main__', 'Echo'}}),
+    {ok, Pid} = start(mortal, #{port => free_port(), protocol => {'__main__', 'Echo'}}),
     {ok, _} = start(bystander, #{protocol => {'__main__', 'Quiet'}}),
     Bystander = connect(bystander),
     Clients = [connect(mortal) || _ <- lists:seq(1, 10)],
@@ -964,6 +1008,27 @@ a_killed_listener_ends_its_connections_and_comes_back(_Config) ->
     lost(New),
     ok = gen_tcp:close(Bystander),
     [ok = py_reactor:stop_listener(Name) || Name <- [mortal, bystander]].
+
+a_listener_that_cannot_come_back_tries_until_it_can(_Config) ->
+    {ok, Pid} = start(robbed, #{port => free_port(), protocol => {'__main__', 'Quiet'}}),
+    {ok, _} = start(bystander, #{protocol => {'__main__', 'Quiet'}}),
+    Bystander = connect(bystander),
+    Port = py_reactor:get_port(robbed),
+    ok = py_reactor:suspend_listener(robbed),
+    {ok, Thief} = gen_tcp:listen(Port, [{ip, ?LOOPBACK}, {reuseaddr, true}]),
+    All = whereis(py_reactor_listeners),
+    kill(Pid),
+    %% Its tries are far apart: they do not use up the restarts of the supervisor of all.
+    timer:sleep(1500),
+    ?assertEqual({error, not_found}, py_reactor:listener_info(robbed)),
+    ?assertEqual([bystander], py_reactor:which_listeners()),
+    ok = gen_tcp:close(Thief),
+    wait_until("it is back", fun() -> is_map(py_reactor:listener_info(robbed)) end),
+    Client = connect(robbed),
+    [echoes(C, <<"hello">>) || C <- [Client, Bystander]],
+    ?assertEqual(All, whereis(py_reactor_listeners)),
+    [ok = gen_tcp:close(C) || C <- [Client, Bystander]],
+    [ok = py_reactor:stop_listener(Name) || Name <- [robbed, bystander]].
 
 a_killed_context_costs_its_own_connections_only(_Config) ->
     process_flag(trap_exit, true),
@@ -1223,6 +1288,12 @@ info(Name) ->
     Info = py_reactor:listener_info(Name),
     ?assert(is_map(Info), {Name, Info}),
     Info.
+
+free_port() ->
+    {ok, Reserved} = gen_tcp:listen(0, [{ip, ?LOOPBACK}]),
+    {ok, Port} = inet:port(Reserved),
+    ok = gen_tcp:close(Reserved),
+    Port.
 
 connect(Name) ->
     connect(Name, []).

@@ -7,7 +7,7 @@
 -mode(compile).
 
 %% For the expressions
--export([start/1, listen/1, listen/2, counts/0, logged/0, contexts/0, running/1, kill/1]).
+-export([start/1, listen/1, listen/2, counts/0, logged/0, contexts/0, running/1, reductions/1, kill/1]).
 -export([subscribers/1, flood/3]).
 %% Logger handler
 -export([log/2]).
@@ -135,6 +135,11 @@ contexts() ->
 %% The processes that run this module of OTP's kind.
 running(Module) ->
     [Pid || Pid <- erlang:processes(), initial_module(Pid) =:= Module].
+
+%% What the processes of this kind have done so far: it hardly grows while they only wait.
+reductions(Module) ->
+    Done = [process_info(Pid, reductions) || Pid <- running(Module)],
+    lists:sum([Reductions || {reductions, Reductions} <- Done]).
 
 initial_module(Pid) ->
     case process_info(Pid, dictionary) of

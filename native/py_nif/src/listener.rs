@@ -195,7 +195,7 @@ impl Listener {
         let socket = self.socket.lock().take();
         let Some(socket) = socket else { return };
         let batches = self.options.backlog as usize / BATCH + 1;
-        let _ = (0..batches).all(|_| self.accept_from(&socket, contexts) == Batch::More);
+        let _ = (0..batches).all(|_| self.accept_from(&socket, contexts).0 == Batch::More);
         socket.shut();
     }
 
@@ -231,40 +231,49 @@ impl Listener {
         }
     }
 
-    /// Each connection has its place before it is accepted, so that there are never too many; and
-    /// nobody takes a place, nor looks for a descriptor, while no client waits.
-    fn accept_from(&self, socket: &Acceptor, contexts: &[ResourceArc<Context>]) -> Batch {
+    /// Accepts a batch, and tells of how many.
+    fn accept_from(&self, socket: &Acceptor, contexts: &[ResourceArc<Context>]) -> (Batch, usize) {
         self.recipe.is_known_to(contexts);
         let began = Instant::now();
-        for _ in 0..BATCH {
-            if !socket.is_ready() {
-                return Batch::Empty;
-            }
-            let order = match self.order(contexts) {
-                Ok(order) => order,
-                Err(missing) => return Batch::Pause(missing),
-            };
-            let Some(admission) = self.service.admit() else {
-                return Batch::Full;
-            };
-            match socket.accept() {
-                Accepted::Connection(fd, peer) => {
-                    match Descriptor::accepted(fd, socket.kind(), peer) {
-                        Ok(descriptor) => self.hand_in(&descriptor, admission, order),
-                        // The kernel does not know what it has just made: that it closed it
-                        // again is all there is to say.
-                        Err(_) => drop(admission),
-                    }
-                }
-                Accepted::Empty => return Batch::Empty,
-                Accepted::Exhausted(errno) => return Batch::Pause(Missing::Errno(errno)),
-                Accepted::Failed(_) => return Batch::Closed,
+        for accepted in 0..BATCH {
+            if let Some(batch) = self.accept_one(socket, contexts) {
+                return (batch, accepted);
             }
             if began.elapsed() > BATCH_TIME {
-                return Batch::More;
+                return (Batch::More, accepted + 1);
             }
         }
-        Batch::More
+        (Batch::More, BATCH)
+    }
+
+    /// Accepts a connection, or tells why not. It has its place before it is accepted, so that
+    /// there are never too many; and nobody takes a place, nor looks for a descriptor, while no
+    /// client waits.
+    fn accept_one(&self, socket: &Acceptor, contexts: &[ResourceArc<Context>]) -> Option<Batch> {
+        if !socket.is_ready() {
+            return Some(Batch::Empty);
+        }
+        let order = match self.order(contexts) {
+            Ok(order) => order,
+            Err(missing) => return Some(Batch::Pause(missing)),
+        };
+        let Some(admission) = self.service.admit() else {
+            return Some(Batch::Full);
+        };
+        match socket.accept() {
+            Accepted::Connection(fd, peer) => {
+                match Descriptor::accepted(fd, socket.kind(), peer) {
+                    Ok(descriptor) => self.hand_in(&descriptor, admission, order),
+                    // The kernel does not know what it has just made: that it closed it
+                    // again is all there is to say.
+                    Err(_) => drop(admission),
+                }
+            }
+            Accepted::Empty => return Some(Batch::Empty),
+            Accepted::Exhausted(errno) => return Some(Batch::Pause(Missing::Errno(errno))),
+            Accepted::Failed(_) => return Some(Batch::Closed),
+        }
+        None
     }
 
     /// The contexts in the order in which they are to be tried: in turn, but first those that have
@@ -381,11 +390,16 @@ impl Waiting {
         let Some(socket) = seat.socket() else {
             return Batch::Closed;
         };
-        if Self::lend(seat, &socket, contexts) {
+        if Self::is_lent(seat) {
             return Batch::Lent;
         }
-        let batch = seat.listener.accept_from(&socket, contexts);
+        let (batch, accepted) = seat.listener.accept_from(&socket, contexts);
         match batch {
+            // Clients come, and nothing is missing. Only then: a worker gives back what it cannot
+            // accept, and would get it again at once.
+            Batch::Empty | Batch::More if accepted > 0 && Self::lend(seat, &socket, contexts) => {
+                Batch::Lent
+            }
             Batch::Empty => {
                 let number = socket.as_fd().as_raw_fd();
                 match seat.arm(number, Interest::Read, seat.process, atoms::undefined()) {
@@ -413,31 +427,42 @@ impl Waiting {
         }
     }
 
-    /// Has the worker of the only context accept by itself, if it has time. False if this
-    /// process is to do it.
-    fn lend(seat: &Seat<Self>, socket: &Arc<Acceptor>, contexts: &[ResourceArc<Context>]) -> bool {
-        let listener = &seat.listener;
-        let somebody_waits = socket.is_ready();
-        let mut present = listener.loan.lock();
+    /// Whether a worker accepts by itself: then the process is told when that is over. A loan to
+    /// one that has no time is ended.
+    fn is_lent(seat: &Seat<Self>) -> bool {
+        let mut present = seat.listener.loan.lock();
         if let Some(loan) = present.take_if(|loan| !loan.stands()) {
             drop(present);
             loan.revoke();
             return false;
         }
-        if let Some(loan) = &*present {
-            loan.join(seat);
-            return true;
+        match &*present {
+            Some(loan) => {
+                loan.join(seat);
+                true
+            }
+            None => false,
         }
+    }
+
+    /// Has the worker of the only context accept by itself, if it has time. False if this
+    /// process is to do it.
+    fn lend(seat: &Seat<Self>, socket: &Arc<Acceptor>, contexts: &[ResourceArc<Context>]) -> bool {
         let [context] = contexts else {
             return false;
         };
-        if !somebody_waits || !has_time(context) {
+        if !has_time(context) {
             return false;
+        }
+        let mut present = seat.listener.loan.lock();
+        if let Some(loan) = &*present {
+            // Another acceptor was faster.
+            loan.join(seat);
+            return true;
         }
         let loan = Loan::new(seat, context);
         *present = Some(Arc::clone(&loan));
         drop(present);
-        listener.recipe.is_known_to(contexts);
         loan.begin(seat, Arc::clone(socket));
         true
     }

@@ -108,6 +108,10 @@ impl Source<Opening> for Lent {
         if self.loan.revoked.load(Ordering::Acquire) || self.seat.is_closed() {
             return Offer::Over;
         }
+        // Nobody takes a place, nor looks for a descriptor, while no client waits.
+        if !self.socket.is_ready() {
+            return Offer::Empty;
+        }
         let listener = self.seat.listener();
         let Some(admission) = listener.service().admit() else {
             return Offer::Over;

@@ -280,6 +280,25 @@ fn a_file_that_is_no_socket_is_left_alone() {
     );
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn an_abstract_name_is_no_file() {
+    use std::os::linux::net::SocketAddrExt;
+    let name = format!("acceptor_{}", std::process::id());
+    let endpoint = Endpoint::Unix(PathBuf::from(format!("\0{name}")));
+    let acceptor = open(&endpoint);
+    assert_eq!(refusal(&endpoint), ErrorKind::AddrInUse);
+    let Ok(Address::Unix(path)) = acceptor.address() else {
+        panic!("no Unix address");
+    };
+    assert_eq!(Endpoint::Unix(path), endpoint);
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
+    let _client = UnixStream::connect_addr(&address).expect("a connection");
+    next(&acceptor);
+    drop(acceptor);
+    open(&endpoint);
+}
+
 #[test]
 fn a_path_that_cannot_be_is_refused() {
     let long = Endpoint::Unix(PathBuf::from("x".repeat(200)));
