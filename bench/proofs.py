@@ -51,6 +51,15 @@ class Proof:
     name: str
     quick: bool
     answers: list[Answer] = field(default_factory=list)
+    where: str = ""
+
+    def contexts(self, *numbers: int) -> Iterator[str]:
+        """The settings of nodes with so many contexts, one after the other. With one context its
+        worker accepts by itself while clients come, with more of them the acceptors do."""
+        for number in numbers:
+            self.where = f"contexts {number}: "
+            yield f"#{{contexts => {number}}}"
+        self.where = ""
 
     def is_(self, what: str, measured: object, wanted: object) -> None:
         self._answer(what, f"{measured}", f"must be {wanted}", measured == wanted)
@@ -79,7 +88,7 @@ class Proof:
     def _answer(
         self, what: str, measured: str, bound: str, holds: bool | None, timed: bool = False
     ) -> None:
-        answer = Answer(f"{self.name}: {what}", measured, bound, holds, timed)
+        answer = Answer(f"{self.name}: {self.where}{what}", measured, bound, holds, timed)
         print(answer.line(), flush=True)
         self.answers.append(answer)
 
@@ -133,7 +142,12 @@ def many(proof: Proof) -> None:
 
 def crowd(proof: Proof) -> None:
     """300 clients where there are 100 places."""
-    with proof_node(proof, "Crowd", "#{max_connections => 100}") as (node, before):
+    for settings in proof.contexts(1, 2):
+        crowd_at(proof, settings)
+
+
+def crowd_at(proof: Proof, settings: str) -> None:
+    with proof_node(proof, "Crowd", "#{max_connections => 100}", settings) as (node, before):
         most = 0
         with Client(node, "--crowd", "--connections", 300, "--hold", 0.2) as client:
             while client.running():
@@ -335,8 +349,12 @@ def taken(one: socket.socket, size: int, survive: bool) -> tuple[int, list[int]]
 
 def kills(proof: Proof) -> None:
     """A random process of the listener or context is killed every 100 ms, under 500 clients."""
-    number, deaths = (50, 20) if proof.quick else (500, 600)
-    settings = "#{contexts => 4}"
+    for settings in proof.contexts(1, 4):
+        kills_at(proof, settings)
+
+
+def kills_at(proof: Proof, settings: str) -> None:
+    number, deaths = (50, 20) if proof.quick else (500, 300)
     with proof_node(proof, "Echo", "#{num_acceptors => 4}", settings) as (node, before):
         victims = dict.fromkeys(
             ("py_reactor_context", "py_reactor_acceptor", "py_reactor_listener"), 0
@@ -376,16 +394,22 @@ def kills(proof: Proof) -> None:
                 f"{found['reconnect_p50_ms']:.1f}, {found['reconnect_p99_ms']:.1f} ms",
             )
         back = "[length(proof_node:running(Kind)) || Kind <- [{}]]".format(", ".join(victims))
-        wait_until(lambda: node.ask(back) == [4, 4, 1])
-        proof.is_("processes of each kind", node.ask(back), [4, 4, 1])
+        wanted = [len(first), 4, 1]
+        wait_until(lambda: node.ask(back) == wanted)
+        proof.is_("processes of each kind", node.ask(back), wanted)
         proof.nothing_left(node, before)
 
 
 def descriptors(proof: Proof) -> None:
     """No descriptor is left, under load; then there are some again."""
+    for settings in proof.contexts(1, 2):
+        descriptors_at(proof, settings)
+
+
+def descriptors_at(proof: Proof, settings: str) -> None:
     old, new, free = (20, 100, 40) if proof.quick else (100, 500, 200)
     seconds = 2.0 if proof.quick else 10.0
-    with proof_node(proof, "Echo") as (node, before):
+    with proof_node(proof, "Echo", settings=settings) as (node, before):
         limit_to(node, before["descriptors"] + old + free)
         regulars = ("--reconnect", "--connections", old, "--interval", 0.02, "--until-told")
         with Client(node, *regulars) as client:
