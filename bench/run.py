@@ -8,19 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import plot
 import tables
+from machine import circumstances
 from peers import PEERS, REFERENCE, ROOT, TMP, Peer, Server, binary
 from shapes import PARTS, SHAPES, Shape
 
@@ -241,50 +238,6 @@ def leak_cost(plan: Plan) -> float:
     return 5.0 + (plan.leak_warmup + plan.leak_batches * plan.leak_count) / 20000
 
 
-def said_by(*command: str) -> str:
-    """What a program prints, one line; it is an error when it cannot run."""
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    return " ".join(done.stdout.split())
-
-
-def otp_version() -> str:
-    release = said_by(
-        "erl", "-noinput", "-eval", "io:put_chars(erlang:system_info(otp_release)), halt()."
-    )
-    erts = said_by("erl", "-noinput", "-eval", "io:put_chars(erlang:system_info(version)), halt().")
-    return f"{release} (erts {erts})"
-
-
-def machine() -> str:
-    cpu = Path("/proc/cpuinfo").read_text()
-    models = [line.split(":")[1].strip() for line in cpu.splitlines() if "model name" in line]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    model = models[0] if models else platform.machine()
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
-
-
-def revision() -> str:
-    """The commit, marked when files differ from it; the results of earlier runs do not count."""
-    changed = said_by("git", "status", "--porcelain", "-uno", "--", ".", ":!bench/results")
-    return said_by("git", "rev-parse", "--short=10", "HEAD") + ("-dirty" if changed else "")
-
-
-def circumstances(plan: Plan) -> dict[str, Any]:
-    """Everything one has to know to compare these figures with others."""
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "revision": revision(),
-        "machine": machine(),
-        "kernel": f"{platform.system()} {platform.release()}",
-        "python": f"{platform.python_version()} ({platform.python_implementation()})",
-        "uvloop": metadata.version("uvloop"),
-        "otp": otp_version(),
-        "rustc": said_by("rustc", "--version"),
-        "load_average_before": os.getloadavg()[0],
-        "plan": asdict(plan),
-    }
-
-
 def arguments() -> tuple[Plan, list[Peer], list[Shape], list[str]]:
     """What the command line asks for: plan, peers, shapes, parts about memory."""
     parser = argparse.ArgumentParser(prog="script/bench", description=__doc__.splitlines()[0])
@@ -332,7 +285,7 @@ def main() -> int:
     for name, why in skipped.items():
         print(f"SKIPPED {name}: {why}", flush=True)
 
-    results = circumstances(plan)
+    results = circumstances() | {"plan": asdict(plan)}
     total = plan.rounds * len(shapes) * run_cost(plan) + ("idle-memory" in parts) * idle_cost(plan)
     total = len(peers) * (total + ("leak" in parts) * leak_cost(plan))
     progress = Progress(total)

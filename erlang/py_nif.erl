@@ -1,6 +1,7 @@
 %%% The native library: stubs, specs and -on_load, nothing else.
 %%%
-%%% Only py, py_reactor, py_reactor_context, the processes of listeners and the application's start call it.
+%%% Only py, py_reactor, py_reactor_context, the processes of listeners, what looks at contexts from outside
+%%% and the application's start call it.
 -module(py_nif).
 
 %% Python: interpreter, calls, log
@@ -16,13 +17,16 @@
 -export([context_busy_ms/1, context_stats/1]).
 -export([handoff/4, ready/2]).
 
+%% Slow callbacks
+-export([context_glance/1, context_await_job/1, context_look/3]).
+
 %% Single connections
 -export([connection_send/2, connection_send_large/2, connection_push/2, connection_close/1]).
 -export([connection_monitor/1, connection_demonitor/1]).
 
 %% Listeners
 -export([recipe_new/2, recipe_prepare/2]).
--export([listener_new/2, listener_own/1, listener_open/1, listener_close/1, listener_accept/2]).
+-export([listener_new/2, listener_own/1, listener_open/1, listener_close/2]).
 -export([listener_address/1, listener_state/1, listener_set_stage/2, listener_stats/1]).
 -export([listener_set_max_connections/2, listener_max_connections/1, listener_await/3]).
 -export([acceptor_open/1, acceptor_accept/2, acceptor_close/1]).
@@ -31,6 +35,7 @@
 
 -export_type([ticket/0, work/0, failure/0, function_call/0, answer/0, context/0]).
 -export_type([connection/0, monitor/0, recipe/0, listener/0, acceptor/0, stage/0]).
+-export_type([glance/0, seen/0]).
 
 -type ticket() :: reference().
 -type work() ::
@@ -45,6 +50,26 @@
     | {raised, {error | exit | throw, Reason :: term(), Text :: binary(), Stacktrace :: binary()}}.
 -type context() :: reference().
 -type connection() :: reference().
+-type glance() :: #{
+    job := pos_integer(),
+    age_ms := non_neg_integer(),
+    callback := binary() | none,
+    fd := non_neg_integer() | none
+}.
+-type seen() ::
+    ended
+    | {ok, #{
+        job := pos_integer(),
+        age_ms := non_neg_integer(),
+        callback := binary() | none,
+        fd := non_neg_integer() | none,
+        protocol := binary(),
+        peer := binary(),
+        stack := binary(),
+        %% How long it took to have the GIL.
+        waited_ms := non_neg_integer()
+    }}
+    | {error, Traceback :: binary()}.
 -type monitor() :: reference().
 -type recipe() :: reference().
 -type listener() :: reference().
@@ -107,7 +132,7 @@ functions_serve() ->
 functions_set(_Names) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
-%% The calling process is that of the call. Abandoned if nobody waits for an answer, or if it is no call.
+%% The calling process is that of the call. Abandoned if nobody waits for an answer.
 -spec function_begin(function_call()) -> {Name :: binary(), Args :: list()} | abandoned.
 function_begin(_Call) ->
     erlang:nif_error({not_loaded, ?MODULE}).
@@ -162,6 +187,26 @@ ready(_Connection, _Readiness) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %%--------------------------------------------------------------------------------------------------
+%% Slow callbacks
+
+%% What the worker is in just now, without the GIL.
+-spec context_glance(context()) -> none | glance().
+context_glance(_Context) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% The calling process gets `py_busy' when the worker begins its next job, or at once if it is in one. Now
+%% and then one is missed that begins in this very moment.
+-spec context_await_job(context()) -> ok.
+context_await_job(_Context) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%% Has Python's main thread look at a job. The answer comes as the message {py_look, Tag, seen()}, as
+%% soon as the GIL can be had.
+-spec context_look(context(), Job :: pos_integer(), Tag :: non_neg_integer()) -> ok.
+context_look(_Context, _Job, _Tag) ->
+    erlang:nif_error({not_loaded, ?MODULE}).
+
+%%--------------------------------------------------------------------------------------------------
 %% Single connections
 
 %% Runs message_received on the protocol of the connection.
@@ -176,8 +221,7 @@ connection_send(_Connection, _Message) ->
 connection_send_large(_Connection, _Message) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
--spec connection_push(connection(), iodata()) ->
-    ok | {error, closed | dropped | overload | too_large}.
+-spec connection_push(connection(), iodata()) -> ok | {error, closed | dropped | overload | too_large}.
 connection_push(_Connection, _Data) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
@@ -226,13 +270,9 @@ listener_own(_Listener) ->
 listener_open(_Listener) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
--spec listener_close(listener()) -> ok.
-listener_close(_Listener) ->
-    erlang:nif_error({not_loaded, ?MODULE}).
-
-%% Accepts a batch without waiting for more.
--spec listener_accept(listener(), [context()]) -> more | empty | full | {pause, atom()} | closed.
-listener_accept(_Listener, _Contexts) ->
+%% Accepts what waits, as far as there are places, and closes the socket.
+-spec listener_close(listener(), [context()]) -> ok.
+listener_close(_Listener, _Contexts) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %% Where it listens, or last did.
@@ -273,7 +313,8 @@ acceptor_open(_Listener) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %% Accepts a batch; py_reactor_acceptor says what comes after each answer.
--spec acceptor_accept(acceptor(), [context()]) -> armed | more | full | {pause, atom()} | closed.
+-spec acceptor_accept(acceptor(), [context()]) ->
+    armed | lent | more | full | {pause, atom()} | closed.
 acceptor_accept(_Acceptor, _Contexts) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 

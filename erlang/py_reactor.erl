@@ -6,6 +6,12 @@
 -export([suspend_listener/1, resume_listener/1, drain_listener/2]).
 -export([listener_info/1, which_listeners/0, get_port/1]).
 -export([set_max_connections/2, wait_for_connections/3]).
+%% Single connections
+-export([send/2, push/2, close/1, monitor/1, demonitor/1]).
+%% Seen from outside
+-export([metrics/0, start_dashboard/1, stop_dashboard/0]).
+
+-compile({no_auto_import, [monitor/1, demonitor/1]}).
 
 -export_type([listen_reason/0]).
 
@@ -36,7 +42,7 @@ start_listener(Name, Options) ->
 -spec stop_listener(py_reactor_listeners:name()) -> ok | {error, not_found | supervised}.
 stop_listener(Name) ->
     case py_reactor_listeners:find(Name) of
-        {ok, Supervisor, _} ->
+        {ok, Supervisor, _, _} ->
             case py_reactor_listeners:is_child(Supervisor) of
                 true -> stop_child(Name, Supervisor);
                 false -> {error, supervised}
@@ -91,10 +97,11 @@ drain_listener(_Name, _DeadlineMs) ->
     error(badarg).
 
 %% @doc What a listener is and does: its options, `status', counters, and the `contexts' that serve it.
+%% Asks no process, so that it answers also while a listener is being stopped.
 -spec listener_info(py_reactor_listeners:name()) -> #{atom() => term()} | {error, not_found}.
 listener_info(Name) ->
-    case {call(Name, fun py_reactor_listener:info/1), py_reactor_listeners:find(Name)} of
-        {#{status := Status, options := Options}, {ok, Supervisor, Handle}} ->
+    case py_reactor_listeners:find(Name) of
+        {ok, Supervisor, Handle, Options} ->
             Known = maps:merge(
                 maps:merge(maps:remove(endpoint, Options), py_nif:listener_stats(Handle)),
                 address(py_nif:listener_address(Handle))
@@ -102,13 +109,17 @@ listener_info(Name) ->
             Known#{
                 name => Name,
                 pid => Supervisor,
-                status => Status,
+                status => status(py_nif:listener_state(Handle)),
                 max_connections => py_nif:listener_max_connections(Handle),
                 contexts => py_reactor_pool:pids(map_get(contexts, Options))
             };
-        _ ->
+        {error, _} ->
             {error, not_found}
     end.
+
+status({open, serving}) -> running;
+status({closed, serving}) -> suspended;
+status({_, _}) -> draining.
 
 address({local, Path}) -> #{local => Path};
 address({Ip, Port}) -> #{ip => Ip, port => Port}.
@@ -146,7 +157,7 @@ set_max_connections(_Name, _Max) ->
 wait_for_connections(Name, Comparison, Count) when is_integer(Count), Count >= 0, Count < 1 bsl 62 ->
     {From, To} = range(Comparison, Count),
     case py_reactor_listeners:find(Name) of
-        {ok, Supervisor, Handle} ->
+        {ok, Supervisor, Handle, _} ->
             Monitor = monitor(process, Supervisor),
             Answer = await(Handle, From, To, Monitor),
             true = demonitor(Monitor, [flush]),
@@ -181,14 +192,14 @@ await(Handle, From, To, Monitor) ->
 
 with_handle(Name, Use) ->
     case py_reactor_listeners:find(Name) of
-        {ok, _, Handle} -> Use(Handle);
+        {ok, _, Handle, _} -> Use(Handle);
         {error, _} -> {error, not_found}
     end.
 
 %% Calls the process that leads a listener. If that dies meanwhile the next one is asked.
 call(Name, Ask) ->
     case py_reactor_listeners:find(Name) of
-        {ok, Supervisor, _} ->
+        {ok, Supervisor, _, _} ->
             try
                 Ask(py_reactor_listener_sup:listener(Supervisor))
             catch
@@ -197,3 +208,47 @@ call(Name, Ask) ->
         {error, _} ->
             {error, not_found}
     end.
+
+%%--------------------------------------------------------------------------------------------------
+%% Single connections
+
+%% @equiv py_reactor_connection:send(Connection, Message)
+-spec send(py_reactor_connection:connection(), term()) ->
+    ok | {error, closed | overload | {bad_message, Explanation :: binary()}}.
+send(Connection, Message) -> py_reactor_connection:send(Connection, Message).
+
+%% @equiv py_reactor_connection:push(Connection, Data)
+-spec push(py_reactor_connection:connection(), iodata()) ->
+    ok | {error, closed | dropped | overload | too_large}.
+push(Connection, Data) -> py_reactor_connection:push(Connection, Data).
+
+%% @equiv py_reactor_connection:close(Connection)
+-spec close(py_reactor_connection:connection()) -> ok | {error, closed}.
+close(Connection) -> py_reactor_connection:close(Connection).
+
+%% @equiv py_reactor_connection:monitor(Connection)
+-spec monitor(py_reactor_connection:connection()) -> py_reactor_connection:monitor().
+monitor(Connection) -> py_reactor_connection:monitor(Connection).
+
+%% @equiv py_reactor_connection:demonitor(Monitor)
+-spec demonitor(py_reactor_connection:monitor()) -> true.
+demonitor(Monitor) -> py_reactor_connection:demonitor(Monitor).
+
+%%--------------------------------------------------------------------------------------------------
+%% Seen from outside
+
+%% @doc What contexts and listeners count, in the text format of Prometheus.
+-spec metrics() -> binary().
+metrics() ->
+    py_reactor_metrics:metrics().
+
+%% @doc Starts a page with live figures and plots, on the loopback address unless `ip' says otherwise.
+-spec start_dashboard(py_reactor_dashboard:options()) ->
+    {ok, pid()} | {error, py_reactor_dashboard:reason()}.
+start_dashboard(Options) ->
+    py_reactor_dashboard:start(Options).
+
+%% @doc Stops that page.
+-spec stop_dashboard() -> ok | {error, not_found}.
+stop_dashboard() ->
+    py_reactor_dashboard:stop().

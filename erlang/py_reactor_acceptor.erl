@@ -5,6 +5,8 @@
 %%%
 %%% - `armed', nobody waits to be accepted: `{select, Acceptor, undefined, ready_input}', from the BEAM's
 %%%   poll thread;
+%%% - `lent', a worker accepts by itself: `{accept, Acceptor}', from native code, when it has given the
+%%%   socket back; `{timeout, Timer, pause}', to see whether a callback holds that worker up;
 %%% - `more', there may be more than one batch: `{accept, Acceptor}', from itself, so that other messages
 %%%   have their turn between batches;
 %%% - `full', there are `max_connections' already: `{py_place, free}', from native code, when one ends or
@@ -39,6 +41,10 @@
 %% While the process has no descriptor left: not so long that a client would notice, nor so short
 %% that it takes time from those who could give one back.
 -define(PAUSE_MS, 100).
+
+%% Between two looks at a worker that accepts by itself: a client waits so long at most before somebody
+%% else accepts it while a callback holds the worker up. Each look wakes a scheduler.
+-define(CHECK_MS, 250).
 
 -spec start_link(pid(), py_nif:listener(), all | [py_reactor_context:context()]) ->
     gen_server:start_ret().
@@ -124,7 +130,9 @@ open(#state{listener = Listener, acceptor = undefined} = State) ->
 resume(#state{acceptor = undefined} = State) -> open(State);
 resume(State) -> accept(State).
 
-accept(#state{acceptor = Acceptor, contexts = Contexts} = State) ->
+accept(#state{acceptor = Acceptor, contexts = Contexts} = Waited) ->
+    _ = cancel(Waited),
+    State = Waited#state{timer = undefined},
     case py_nif:acceptor_accept(Acceptor, py_reactor_pool:handles(Contexts)) of
         armed ->
             State;
@@ -133,6 +141,8 @@ accept(#state{acceptor = Acceptor, contexts = Contexts} = State) ->
             State;
         full ->
             State;
+        lent ->
+            wait(?CHECK_MS, State);
         {pause, Reason} ->
             pause(Reason, State);
         closed ->
@@ -141,8 +151,11 @@ accept(#state{acceptor = Acceptor, contexts = Contexts} = State) ->
 
 pause(Reason, #state{leader = Leader} = State) ->
     ok = py_reactor_listener:paused(Leader, Reason),
+    wait(?PAUSE_MS, State).
+
+wait(TimeMs, State) ->
     _ = cancel(State),
-    State#state{timer = erlang:start_timer(?PAUSE_MS, self(), pause)}.
+    State#state{timer = erlang:start_timer(TimeMs, self(), pause)}.
 
 closed(#state{acceptor = Acceptor} = State) ->
     _ = [py_nif:acceptor_close(Acceptor) || Acceptor =/= undefined],

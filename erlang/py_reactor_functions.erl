@@ -183,12 +183,18 @@ is_reserved(Name) ->
 %% The process of a call
 
 run(Call) ->
-    case py_nif:function_begin(Call) of
+    try py_nif:function_begin(Call) of
         {Name, Args} ->
             _ = py_nif:function_answer(Call, answer(Name, Args)),
             ok;
         abandoned ->
             ok
+    catch
+        %% Another reference, in a message that did not come from Python.
+        error:badarg ->
+            ?LOG_WARNING(#{
+                what => unexpected_message, process => ?MODULE, message => {py_function, Call}
+            })
     end.
 
 answer(Name, Args) ->

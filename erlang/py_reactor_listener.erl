@@ -12,16 +12,12 @@
 -include_lib("kernel/include/logger.hrl").
 
 %% API
--export([start_link/3, suspend/1, resume/1, drain/2, info/1]).
+-export([start_link/3, suspend/1, resume/1, drain/2]).
 %% For acceptors
 -export([join/1, paused/2]).
 
 %% gen_server callbacks
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
-
--export_type([status/0]).
-
--type status() :: running | suspended | draining.
 
 %% A drain: who waits for its end, and until when. Without a timer it waits for as long as it takes.
 -record(drain, {
@@ -34,7 +30,7 @@
     name :: py_reactor_listeners:name(),
     handle :: py_nif:listener(),
     options :: py_reactor_listener_options:checked(),
-    status :: status(),
+    status :: running | suspended | draining,
     drain :: #drain{} | undefined,
     %% By monitor.
     acceptors = #{} :: #{reference() => pid()},
@@ -50,9 +46,6 @@
 %% How long the end of a listener waits for its connections to close once they must. A worker that
 %% takes longer is held up by a callback, and closes them when that returns.
 -define(END_MS, 1000).
-
-%% What one call of py_nif:listener_accept/2 accepts at most.
--define(BATCH, 64).
 
 -spec start_link(
     py_reactor_listeners:name(), py_nif:listener(), py_reactor_listener_options:checked()
@@ -72,11 +65,6 @@ resume(Listener) ->
 -spec drain(pid(), timeout() | shutdown) -> {ok, StillOpen :: non_neg_integer()}.
 drain(Listener, DeadlineMs) ->
     gen_server:call(Listener, {drain, DeadlineMs}, infinity).
-
-%% @doc What only this process knows.
--spec info(pid()) -> #{status := status(), options := py_reactor_listener_options:checked()}.
-info(Listener) ->
-    gen_server:call(Listener, info, infinity).
 
 %% @doc The calling acceptor is to be told when the socket is opened and closed.
 -spec join(pid()) -> ok.
@@ -118,8 +106,6 @@ init({Name, Handle, Options}) ->
     {reply, term(), #state{}} | {noreply, #state{}}.
 handle_call(join, {Acceptor, _}, #state{acceptors = Acceptors} = State) ->
     {reply, ok, State#state{acceptors = Acceptors#{monitor(process, Acceptor) => Acceptor}}};
-handle_call(info, _From, #state{status = Status, options = Options} = State) ->
-    {reply, #{status => Status, options => Options}, State};
 handle_call({drain, DeadlineMs}, From, State) ->
     {noreply, drain(DeadlineMs, From, State)};
 handle_call(Change, _From, #state{status = draining} = State) when
@@ -196,23 +182,11 @@ open(#state{handle = Handle, acceptors = Acceptors} = State) ->
             {Error, State}
     end.
 
-%% Who waits in the backlog has connected, and is served like the others. A client that connects
-%% between the last accept(2) and the close is reset: the kernel offers no way to tell it earlier.
-close(#state{handle = Handle, acceptors = Acceptors, options = Options} = State) ->
-    #{backlog := Backlog} = Options,
-    accept_rest(Backlog div ?BATCH + 1, State),
-    ok = py_nif:listener_close(Handle),
+%% Acceptors learn it from the socket as well, unless they wait for something else.
+close(#state{handle = Handle, acceptors = Acceptors, options = #{contexts := Contexts}}) ->
+    ok = py_nif:listener_close(Handle, py_reactor_pool:handles(Contexts)),
     _ = [py_reactor_acceptor:close(Acceptor) || Acceptor <- maps:values(Acceptors)],
     ok.
-
-%% As many as were there, not as many as come: in a flood that would be for ever.
-accept_rest(0, _State) ->
-    ok;
-accept_rest(Batches, #state{handle = Handle, options = #{contexts := Contexts}} = State) ->
-    case py_nif:listener_accept(Handle, py_reactor_pool:handles(Contexts)) of
-        more -> accept_rest(Batches - 1, State);
-        _EmptyOrNoPlace -> ok
-    end.
 
 %%--------------------------------------------------------------------------------------------------
 %% Drain
@@ -256,8 +230,9 @@ deadline(#state{handle = Handle, drain = Drain} = State) ->
     State#state{drain = Drain#drain{waiting = [], timer = undefined}}.
 
 drained(#state{handle = Handle, drain = Drain} = State) ->
-    answer(0, Drain),
+    %% First: what is seen of the listener from now on is that it is suspended.
     ok = py_nif:listener_set_stage(Handle, serving),
+    answer(0, Drain),
     State#state{status = suspended, drain = undefined}.
 
 answer(StillOpen, #drain{waiting = Waiting, timer = Timer}) ->

@@ -170,10 +170,12 @@ path(Path) when is_list(Path) -> unicode:characters_to_binary(Path, unicode, fil
 
 is_contexts(all) -> true;
 is_contexts([_ | _] = Contexts) ->
-    length([Context || Context <- Contexts, not is_context(Context)]) =:= 0;
+    is_list_of(fun(C) -> is_pid(C) orelse (is_atom(C) andalso C =/= undefined) end, Contexts);
 is_contexts(_) -> false.
 
-is_context(Context) -> is_pid(Context) orelse (is_atom(Context) andalso Context =/= undefined).
+is_list_of(_Check, []) -> true;
+is_list_of(Check, [Item | Items]) -> Check(Item) andalso is_list_of(Check, Items);
+is_list_of(_Check, _Improper) -> false.
 
 is_count(infinity) -> true;
 is_count(Count) -> is_integer(Count) andalso Count >= 0 andalso Count =< ?MAX_BYTES.

@@ -9,7 +9,7 @@
 -behaviour(supervisor).
 
 %% API
--export([start_link/3, listener/1]).
+-export([start_link/4, listener/1]).
 
 %% supervisor callbacks
 -export([init/1]).
@@ -21,11 +21,15 @@
 %% with.
 -define(RETRY_PAUSE_MS, 100).
 
+%% @doc `WasOpen' is remembered by the supervisor above, and so tells a start from a restart.
 -spec start_link(
-    py_reactor_listeners:name(), py_reactor_listener_options:checked(), py_nif:recipe()
+    py_reactor_listeners:name(),
+    py_reactor_listener_options:checked(),
+    py_nif:recipe(),
+    WasOpen :: atomics:atomics_ref()
 ) -> {ok, pid()} | {error, py_reactor:listen_reason()}.
-start_link(Name, Options, Recipe) ->
-    case supervisor:start_link(?MODULE, {Name, Options, Recipe}) of
+start_link(Name, Options, Recipe, WasOpen) ->
+    case supervisor:start_link(?MODULE, {Name, Options, Recipe, WasOpen}) of
         {ok, Supervisor} ->
             py_reactor_events:execute([py_reactor, listener, start], #{count => 1}, #{name => Name}),
             {ok, Supervisor};
@@ -43,16 +47,19 @@ listener(Supervisor) ->
     Pid.
 
 %% @private
--spec init({py_reactor_listeners:name(), py_reactor_listener_options:checked(), py_nif:recipe()}) ->
-    {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
-init({Name, #{num_acceptors := NumAcceptors} = Options, Recipe}) ->
-    IsRestart = py_reactor_listeners:is_restart(Name),
+-spec init({
+    py_reactor_listeners:name(),
+    py_reactor_listener_options:checked(),
+    py_nif:recipe(),
+    atomics:atomics_ref()
+}) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
+init({Name, #{num_acceptors := NumAcceptors} = Options, Recipe, WasOpen}) ->
     Handle = py_nif:listener_new(Recipe, Options),
-    case open(Name, Handle) of
+    case open(Name, Handle, Options) of
         ok ->
-            ok;
+            ok = atomics:put(WasOpen, 1, 1);
         {error, Reason} ->
-            _ = [timer:sleep(?RETRY_PAUSE_MS) || IsRestart],
+            _ = [timer:sleep(?RETRY_PAUSE_MS) || atomics:get(WasOpen, 1) =:= 1],
             exit({shutdown, {listener, Reason}})
     end,
     Leader = #{
@@ -73,13 +80,13 @@ init({Name, #{num_acceptors := NumAcceptors} = Options, Recipe}) ->
     },
     {ok, {Flags, [Leader | Acceptors]}}.
 
-open(Name, Handle) ->
-    case py_reactor_listeners:register(Name, Handle) of
+open(Name, Handle, Options) ->
+    case py_reactor_listeners:register(Name) of
         ok ->
             ok = py_nif:listener_own(Handle),
             case py_nif:listener_open(Handle) of
                 ok ->
-                    ok;
+                    py_reactor_listeners:publish(Name, Handle, Options);
                 {error, _} = Error ->
                     py_reactor_listeners:unregister(Name),
                     Error

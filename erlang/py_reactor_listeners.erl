@@ -10,7 +10,7 @@
 %% The supervisor
 -export([start_link/0, start/2, start_listener/2, is_child/1, stop/1]).
 %% Names
--export([make_table/0, register/2, is_restart/1, unregister/1, find/1, names/0]).
+-export([make_table/0, register/1, publish/3, unregister/1, find/1, names/0]).
 
 %% supervisor callbacks
 -export([init/1]).
@@ -19,7 +19,8 @@
 
 -type name() :: term().
 
-%% Rows: {Name, Supervisor, Listener}; the last is the native handle.
+%% Rows: {Name, Supervisor, Handle, Options}; the handle is the native one, `none' until the socket is
+%% open.
 -define(TABLE, ?MODULE).
 
 -spec start_link() -> supervisor:startlink_ret().
@@ -33,8 +34,9 @@ start_link() ->
     {ok, pid()} | {error, py_reactor:listen_reason()}.
 start(Name, Options) ->
     prepared(Name, Options, fun(Checked, Recipe) ->
+        WasOpen = atomics:new(1, []),
         try
-            supervisor:start_child(?MODULE, [Name, Checked, Recipe])
+            supervisor:start_child(?MODULE, [Name, Checked, Recipe, WasOpen])
         catch
             exit:{noproc, _} -> {error, not_running}
         end
@@ -45,7 +47,7 @@ start(Name, Options) ->
     {ok, pid()} | {error, py_reactor:listen_reason()}.
 start_listener(Name, Options) ->
     prepared(Name, Options, fun(Checked, Recipe) ->
-        py_reactor_listener_sup:start_link(Name, Checked, Recipe)
+        py_reactor_listener_sup:start_link(Name, Checked, Recipe, atomics:new(1, []))
     end).
 
 %% @doc Whether the supervisor of a listener is a child of this one.
@@ -66,7 +68,7 @@ stop(Supervisor) ->
 prepared(Name, Options, Start) ->
     case {py_reactor_listener_options:check(Options), find(Name)} of
         {{ok, Checked}, {error, not_found}} -> prepared_checked(Checked, Start);
-        {{ok, _}, {ok, Supervisor, _}} -> {error, {already_started, Supervisor}};
+        {{ok, _}, {ok, Supervisor, _, _}} -> {error, {already_started, Supervisor}};
         {{ok, _}, {error, not_running}} -> {error, not_running};
         {{error, _} = Error, _} -> Error
     end.
@@ -88,12 +90,12 @@ named({Module, Name, Kwargs}) ->
     {py_reactor_listener_options:name(Module), py_reactor_listener_options:name(Name), Kwargs}.
 
 %% Contexts that start later import by themselves.
-prepare(_Recipe, undefined, _Contexts) ->
-    ok;
-prepare(Recipe, _Protocol, Contexts) ->
+prepare(Recipe, Protocol, Contexts) ->
     case py_reactor_pool:handles(Contexts) of
         [] ->
             {error, no_context};
+        _ when Protocol =:= undefined ->
+            ok;
         Handles ->
             first_error([py_nif:recipe_prepare(Recipe, Handle) || Handle <- in_time(Handles)])
     end.
@@ -140,26 +142,29 @@ make_table() ->
     ?TABLE = ets:new(?TABLE, [named_table, public, {read_concurrency, true}]),
     ok.
 
-%% @doc Gives the calling supervisor a name.
--spec register(name(), py_nif:listener()) -> ok | {error, {already_started, pid()} | not_running}.
-register(Name, Listener) ->
+%% @doc Reserves a name for the calling supervisor.
+-spec register(name()) -> ok | {error, {already_started, pid()} | not_running}.
+register(Name) ->
     try
-        _ = [ets:delete_object(?TABLE, Row) || {_, Pid, _} = Row <- rows(), not is_process_alive(Pid)],
-        case ets:insert_new(?TABLE, {Name, self(), Listener}) of
-            true -> ok;
-            false -> {error, {already_started, ets:lookup_element(?TABLE, Name, 2)}}
+        _ = [
+            ets:delete_object(?TABLE, Row)
+         || {_, Pid, _, _} = Row <- rows(), not is_process_alive(Pid)
+        ],
+        case {ets:insert_new(?TABLE, {Name, self(), none, #{}}), ets:lookup(?TABLE, Name)} of
+            {true, _} -> ok;
+            {false, [{_, Supervisor, _, _}]} -> {error, {already_started, Supervisor}};
+            %% It ended just then.
+            {false, []} -> register(Name)
         end
     catch
         error:badarg -> {error, not_running}
     end.
 
-%% @doc Whether a listener of this name has died and was not stopped.
--spec is_restart(name()) -> boolean().
-is_restart(Name) ->
-    case lookup(Name) of
-        [{_, Supervisor, _}] -> not is_process_alive(Supervisor);
-        _ -> false
-    end.
+%% @doc The calling supervisor's listener is open: from now on it is found under its name.
+-spec publish(name(), py_nif:listener(), py_reactor_listener_options:checked()) -> ok.
+publish(Name, Handle, Options) ->
+    true = ets:insert(?TABLE, {Name, self(), Handle, Options}),
+    ok.
 
 %% @doc Takes back the name of a listener that ends.
 -spec unregister(name()) -> ok.
@@ -172,15 +177,17 @@ unregister(Name) ->
         error:badarg -> ok
     end.
 
--spec find(name()) -> {ok, pid(), py_nif:listener()} | {error, not_found | not_running}.
+-spec find(name()) ->
+    {ok, pid(), py_nif:listener(), py_reactor_listener_options:checked()}
+    | {error, not_found | not_running}.
 find(Name) ->
     case lookup(Name) of
-        [{_, Supervisor, Listener}] ->
+        [{_, Supervisor, Handle, Options}] when Handle =/= none ->
             case is_process_alive(Supervisor) of
-                true -> {ok, Supervisor, Listener};
+                true -> {ok, Supervisor, Handle, Options};
                 false -> {error, not_found}
             end;
-        [] ->
+        Rows when is_list(Rows) ->
             {error, not_found};
         not_running ->
             {error, not_running}
@@ -188,7 +195,7 @@ find(Name) ->
 
 -spec names() -> [name()].
 names() ->
-    lists:sort([Name || {Name, Pid, _} <- rows(), is_process_alive(Pid)]).
+    lists:sort([Name || {Name, Pid, Handle, _} <- rows(), Handle =/= none, is_process_alive(Pid)]).
 
 lookup(Name) ->
     try

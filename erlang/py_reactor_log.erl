@@ -46,6 +46,7 @@ handle_cast(Cast, State) ->
 -spec handle_info(term(), no_state) -> {noreply, no_state}.
 handle_info({py_log, Level, Text, Metadata}, State) ->
     log(Level, Text, Metadata),
+    tell(Text, Metadata),
     report_dropped(py_nif:log_taken(1)),
     {noreply, State};
 handle_info(Message, State) ->
@@ -71,6 +72,15 @@ log(Level, Text, Native) ->
         Metadata#{python => Text},
         (maps:remove(traceback, Metadata))#{report_cb => fun ?MODULE:format/1}
     ).
+
+%% Only what a worker says of a callback that failed has the callback's name.
+tell(Text, #{callback := _} = Native) ->
+    Metadata = maps:map(fun metadata/2, Native),
+    py_reactor_events:execute(
+        [py_reactor, callback, exception], #{count => 1}, Metadata#{text => Text}
+    );
+tell(_Text, _Native) ->
+    ok.
 
 %% The types that OTP's own metadata has for these keys.
 metadata(file, File) -> unicode:characters_to_list(File);

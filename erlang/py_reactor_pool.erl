@@ -14,7 +14,7 @@
 
 %% API
 -export([start_link/1, make_table/0, join/2, next/0, find/1, contexts/0]).
--export([handles/1, pids/1, is_held_up/1]).
+-export([handles/1, pids/1, is_held_up/1, list/0]).
 
 %% gen_server callbacks
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
@@ -22,7 +22,13 @@
 -type index() :: pos_integer() | none.
 %% The place of a context in the default pool; `none' for one outside of it.
 
-%% Rows: {Pid, Handle} for every context, {{pool, Index}, Handle} for those of the pool,
+-export_type([label/0]).
+
+-type label() :: pos_integer() | atom() | pid().
+%% What a context is called, the same after a restart: its place in the default pool, or the name
+%% under which it is registered. One that has neither is called by its pid.
+
+%% Rows: {Pid, Handle, Label, Since} for every context, {{pool, Index}, Handle} for those of the pool,
 %% {pool, Size, Turn} with an atomic counter that callers share, and {handles, Handles} with all those
 %% of the pool once more, for whoever wants them in one look.
 -define(TABLE, ?MODULE).
@@ -47,7 +53,15 @@ make_table() ->
 %% @doc Takes the calling context process in.
 -spec join(py_nif:context(), index()) -> ok.
 join(Handle, Index) ->
-    gen_server:call(?MODULE, {join, self(), Handle, Index}).
+    gen_server:call(?MODULE, {join, self(), Handle, Index, label(Index)}).
+
+label(Index) when is_integer(Index) ->
+    Index;
+label(none) ->
+    case process_info(self(), registered_name) of
+        {registered_name, Name} -> Name;
+        [] -> self()
+    end.
 
 %% @doc The context for the next connection: in turn, but not one that a callback holds up while
 %% another one has time.
@@ -86,7 +100,7 @@ find(Name) when is_atom(Name) ->
     end;
 find(Pid) when is_pid(Pid) ->
     try ets:lookup(?TABLE, Pid) of
-        [{Pid, Handle}] -> {ok, Handle};
+        [{Pid, Handle, _, _}] -> {ok, Handle};
         [] -> {error, no_context}
     catch
         error:badarg -> {error, no_context}
@@ -107,11 +121,7 @@ handles(Contexts) ->
 -spec pids(all | [py_reactor_context:context()]) -> [pid()].
 pids(Contexts) ->
     Handles = handles(Contexts),
-    try
-        [Pid || {Pid, Handle} <- ets:tab2list(?TABLE), is_pid(Pid), lists:member(Handle, Handles)]
-    catch
-        error:badarg -> []
-    end.
+    [Pid || {Pid, Handle, _, _} <- list(), lists:member(Handle, Handles)].
 
 %% @doc Whether a callback of the context has been running for so long that others should be preferred.
 -spec is_held_up(py_nif:context()) -> boolean().
@@ -121,8 +131,14 @@ is_held_up(Handle) ->
 %% @doc All context processes, those of the default pool and others.
 -spec contexts() -> [pid()].
 contexts() ->
+    [Pid || {Pid, _, _, _} <- list()].
+
+%% @doc All contexts with their handles and labels, and since when they are there, in monotonic
+%% milliseconds; in the order of the pool.
+-spec list() -> [{pid(), py_nif:context(), label(), SinceMs :: integer()}].
+list() ->
     try
-        [Pid || {Pid, _} <- ets:tab2list(?TABLE), is_pid(Pid)]
+        lists:keysort(3, [Row || {_, _, _, _} = Row <- ets:tab2list(?TABLE)])
     catch
         error:badarg -> []
     end.
@@ -134,18 +150,20 @@ contexts() ->
 -spec init(pos_integer()) -> {ok, no_state}.
 init(Size) ->
     %% After a restart the contexts are all still there.
-    _ = [monitor(process, Pid) || {Pid, _} <- ets:tab2list(?TABLE), is_pid(Pid)],
+    _ = [monitor(process, Pid) || Pid <- contexts()],
     true = ets:insert(?TABLE, {pool, Size, atomics:new(1, [{signed, false}])}),
     list_handles(),
     {ok, no_state}.
 
 %% @private
 -spec handle_call(term(), gen_server:from(), no_state) -> {reply, term(), no_state}.
-handle_call({join, Pid, Handle, Index}, _From, State) ->
+handle_call({join, Pid, Handle, Index, Label}, _From, State) ->
     _ = monitor(process, Pid),
     Rows = [{{pool, Index}, Handle} || is_integer(Index)],
-    true = ets:insert(?TABLE, [{Pid, Handle} | Rows]),
+    true = ets:insert(?TABLE, [{Pid, Handle, Label, now_ms()} | Rows]),
     list_handles(),
+    Count = #{contexts => length(contexts())},
+    py_reactor_events:execute([py_reactor, context, start], Count, #{context => Label, pid => Pid}),
     {reply, ok, State};
 handle_call(Call, _From, State) ->
     ?LOG_WARNING(#{what => unexpected_call, process => ?MODULE, call => Call}),
@@ -159,8 +177,8 @@ handle_cast(Cast, State) ->
 
 %% @private
 -spec handle_info(term(), no_state) -> {noreply, no_state}.
-handle_info({'DOWN', _Monitor, process, Pid, _Reason}, State) ->
-    _ = [leave(Handle) || {_, Handle} <- ets:take(?TABLE, Pid)],
+handle_info({'DOWN', _Monitor, process, Pid, Reason}, State) ->
+    _ = [leave(Row, Reason) || Row <- ets:take(?TABLE, Pid)],
     {noreply, State};
 handle_info({reap, Handle}, State) ->
     reap(Handle),
@@ -176,7 +194,10 @@ list_handles() ->
     true = ets:insert(?TABLE, {handles, [Handle || {_, Handle} <- Pool]}),
     ok.
 
-leave(Handle) ->
+leave({Pid, Handle, Label, SinceMs}, Reason) ->
+    Measurements = #{contexts => length(contexts()), uptime_ms => now_ms() - SinceMs},
+    Metadata = #{context => Label, pid => Pid, reason => Reason},
+    py_reactor_events:execute([py_reactor, context, stop], Measurements, Metadata),
     true = ets:match_delete(?TABLE, {{pool, '_'}, Handle}),
     list_handles(),
     _ = erlang:send_after(?REAP_MS, self(), {reap, Handle}),
@@ -191,3 +212,6 @@ reap(Handle) ->
         false ->
             ok
     end.
+
+now_ms() ->
+    erlang:monotonic_time(millisecond).

@@ -13,8 +13,14 @@
     max_connections := pos_integer(),
     linger_ms := non_neg_integer(),
     call_threads := pos_integer(),
-    log_level := debug | info | warning | error | critical
+    log_level := debug | info | warning | error | critical,
+    slow_callback_ms := non_neg_integer() | infinity,
+    event_handler := py_reactor_events:handler(),
+    measurement_interval_ms := pos_integer() | infinity
 }.
+
+%% The longest time that the kernel and the BEAM's timers both take.
+-define(LONGEST_MS, 16#7fffffff).
 
 %% Key, default, what it must be, and what it is for.
 table() ->
@@ -34,11 +40,22 @@ table() ->
         {max_connections, 16384, within(1, 1048576), "an integer from 1 to 1048576"},
         %% Milliseconds that a connection is silent before the BEAM watches it; 0 for at once. The
         %% most is what epoll can wait.
-        {linger_ms, 20, within(0, 16#7fffffff), "an integer from 0 to 2147483647, in milliseconds"},
+        {linger_ms, 20, within(0, ?LONGEST_MS), "an integer from 0 to 2147483647, in milliseconds"},
         %% Threads for py:exec, py:eval and py:call: so many may run at the same time.
         {call_threads, 4, within(1, 256), "an integer from 1 to 256"},
         %% Python log records below this are not handed on.
-        {log_level, info, fun is_level/1, "one of debug, info, warning, error and critical"}
+        {log_level, info, fun is_level/1, "one of debug, info, warning, error and critical"},
+        %% Milliseconds after which a callback that still runs is logged with its stack. A context
+        %% that serves no connection in less time keeps the others waiting noticeably.
+        {slow_callback_ms, 100, or_infinity(within(0, ?LONGEST_MS)),
+            "an integer from 0 to 2147483647, in milliseconds, or infinity"},
+        %% What is told of events; see docs/observability.md.
+        {event_handler, undefined, fun py_reactor_events:is_handler/1,
+            "undefined, a function with three arguments, or {Module, Function}"},
+        %% Milliseconds between two measurement events of a context or listener. More than a hundred
+        %% a second would cost more than they tell.
+        {measurement_interval_ms, infinity, or_infinity(within(10, ?LONGEST_MS)),
+            "an integer from 10 to 2147483647, in milliseconds, or infinity"}
     ].
 
 %% @doc Reads all settings of the application, with defaults for those that are not set.
@@ -80,5 +97,8 @@ is_path(_) -> false.
 
 within(Least, Most) ->
     fun(N) -> is_integer(N) andalso N >= Least andalso N =< Most end.
+
+or_infinity(Check) ->
+    fun(Value) -> Value =:= infinity orelse Check(Value) end.
 
 is_level(Level) -> lists:member(Level, [debug, info, warning, error, critical]).

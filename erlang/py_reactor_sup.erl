@@ -29,11 +29,13 @@ init(#{contexts := Size} = Settings) ->
     end,
     %% No connection depends on a helper, so one that fails a few times must not end them all.
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10}, [
+        Child(py_reactor_events, [Settings]),
         Child(py_reactor_log, []),
         Child(py_reactor_python, [Settings]),
         %% Before the contexts, whose connections may call functions to their end.
         Child(py_reactor_functions, []),
         Child(py_reactor_pool, [Size]),
+        Child(py_reactor_watchdog, [Settings]),
         Supervisor(py_reactor_context_sup, [Size]),
         %% Last, so that listeners end first: what they still serve needs contexts.
         Supervisor(py_reactor_listeners, [])

@@ -1,4 +1,4 @@
-%% The same as echo.erl with the descriptor's number and an Info of one's own. From this folder, after `rebar3 compile`:
+%% The same as echo.erl with a gen_tcp accept loop, and what the acceptor says of the client. From this folder, after `rebar3 compile`:
 %%     ERL_LIBS=../_build/default/lib escript accept_loop.erl 8080
 -module(accept_loop).
 -export([main/1, listen/1, accept_loop/1]).

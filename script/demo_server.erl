@@ -10,18 +10,17 @@ main([Port, ReadyFile | Rest]) ->
     {module, echo} = code:load_binary(echo, "echo.erl", Code),
     %% The node's folder is on sys.path: there my_protocols.py is found.
     ok = file:set_cwd("examples"),
-    ListenSock = listen(list_to_integer(Port)),
-    {ok, ActualPort} = inet:port(ListenSock),
-    io:format("~s~nserving examples/my_protocols.py on 127.0.0.1:~b (Erlang accepts, Python answers)~n", [versions(), ActualPort]),
+    listen(list_to_integer(Port)),
+    ActualPort = py_reactor:get_port(echo),
+    io:format("~s~nserving examples/my_protocols.py on port ~b (Erlang accepts, Python answers)~n", [versions(), ActualPort]),
     ok = file:write_file(ReadyFile, integer_to_list(ActualPort)),
-    _ = process_flag(trap_exit, true),
-    serve(ListenSock, spawn_acceptor(ListenSock), Rest =:= ["status"]).
+    serve(Rest =:= ["status"]).
 
 listen(Port) ->
-    try
-        echo:listen(Port)
-    catch
-        error:{badmatch, {error, Reason}} when is_atom(Reason) ->
+    case echo:start(Port) of
+        {ok, _} ->
+            ok;
+        {error, Reason} when is_atom(Reason) ->
             io:format(standard_error, "port ~b: ~s~n", [Port, inet:format_error(Reason)]),
             halt(1)
     end.
@@ -34,25 +33,18 @@ versions() ->
         erlang:system_info(system_architecture)
     ]).
 
-spawn_acceptor(ListenSock) ->
-    spawn_link(fun() -> echo:accept_loop(ListenSock) end).
-
-%% Two things can happen: the acceptor dies, because a client was gone before it could be asked its name, or a second
-%% has passed. The end comes from outside, as SIGTERM, which stops the node in good order.
-serve(ListenSock, Acceptor, Status) ->
-    receive
-        {'EXIT', Acceptor, _Reason} -> serve(ListenSock, spawn_acceptor(ListenSock), Status)
-    after 1000 ->
-        %% On the way down there are no contexts any more.
-        Contexts = py_reactor_pool:contexts(),
-        Status andalso Contexts =/= [] andalso io:format("~s", [status_line(Contexts)]),
-        serve(ListenSock, Acceptor, Status)
-    end.
+%% The end comes from outside, as SIGTERM, which stops the node in good order.
+serve(Status) ->
+    timer:sleep(1000),
+    %% On the way down there are no contexts any more.
+    Contexts = py_reactor_pool:contexts(),
+    Status andalso Contexts =/= [] andalso io:format("~s", [status_line(Contexts)]),
+    serve(Status).
 
 %% On a terminal each line takes the place of the one before, so it must fit into 80 columns.
 status_line(Contexts) ->
     Sum = lists:foldl(fun add/2, #{}, [py_reactor_context:stats(C) || C <- Contexts]),
-    [Open, Adopted, In, Out, Exceptions] =
+    [Open, Accepted, In, Out, Exceptions] =
         [maps:get(K, Sum, 0) || K <- [active, accepted, bytes_in, bytes_out, exceptions]],
     {UptimeMs, _} = erlang:statistics(wall_clock),
     {Start, End} = case os:getenv("DEMO_TERMINAL") of
@@ -60,7 +52,7 @@ status_line(Contexts) ->
         _ -> {"", "\n"}
     end,
     io_lib:format("~sup ~b s, ~b open, ~b served, ~s in, ~s out, ~b exceptions~s", [
-        Start, UptimeMs div 1000, Open, Adopted, bytes(In), bytes(Out), Exceptions, End
+        Start, UptimeMs div 1000, Open, Accepted, bytes(In), bytes(Out), Exceptions, End
     ]).
 
 add({error, no_context}, Sum) ->

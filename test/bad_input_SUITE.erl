@@ -187,7 +187,7 @@ wrong_answer(Config, Callback, Name) ->
     ct:pal("~p answers ~ts", [Callback, Name]),
     {ok, none} = py:call(bad_protocols, answer, [atom_to_binary(Callback), Name]),
     {Peer, Answer} = provoke(Callback, Config),
-    Line = await_logged(#{peer => Peer}),
+    Line = await_logged(#{peer => Peer, level => error}),
     ?assertMatch(
         #{level := error, protocol := <<"bad_protocols.Misbehaving">>, callback := _}, Line
     ),
@@ -266,7 +266,7 @@ exception(Config, Callback, Name) ->
     ct:pal("~ts in ~p", [Name, Callback]),
     {ok, none} = py:call(bad_protocols, throw, [atom_to_binary(Callback), Name]),
     {Peer, Answer} = provoke(Callback, Config),
-    Line = await_logged(#{peer => Peer}),
+    Line = await_logged(#{peer => Peer, level => error}),
     %% One kind hides the name of its class.
     Class = re:replace(Name, " .*|^Modest$", "", [{return, binary}]),
     Traceback = map_get(traceback, Line),
@@ -303,7 +303,7 @@ factory_that_returns_no_protocol_costs_the_connection(Config) ->
             ct:pal("~ts", [Name]),
             {ok, none} = py:call(bad_protocols, sham, [Name]),
             {Peer, Answer} = provoke(factory, Config),
-            Line = await_logged(#{peer => Peer}),
+            Line = await_logged(#{peer => Peer, level => error}),
             ?assertMatch(#{level := error, callback := <<"factory">>, protocol := <<"?">>}, Line),
             ?assert(byte_size(map_get(traceback, Line)) < 1000),
             check_answer(Answer, Line)
@@ -330,7 +330,7 @@ protocol_that_cannot_be_set_up_is_told_of_its_end(Config) ->
         begin
             use(["bad_protocols.", Class]),
             {Peer, Answer} = provoke(connection_made, Config),
-            Line = await_logged(#{peer => Peer}),
+            Line = await_logged(#{peer => Peer, level => error}),
             Protocol = list_to_binary(["bad_protocols.", Class]),
             ?assertMatch(#{protocol := Protocol, callback := <<"connection_made">>}, Line),
             check_answer(Answer, Line)
@@ -342,7 +342,7 @@ protocol_that_cannot_be_set_up_is_told_of_its_end(Config) ->
 method_that_is_none_costs_the_connection(Config) ->
     use("bad_protocols.Uncallable"),
     {Peer, ok} = provoke(data_received, Config),
-    ?assertMatch(#{callback := <<"data_received">>}, await_logged(#{peer => Peer})),
+    ?assertMatch(#{callback := <<"data_received">>}, await_logged(#{peer => Peer, level => error})),
     await_ledger(1).
 
 exception_in_del_is_logged(Config) ->
@@ -387,7 +387,7 @@ exported_write_buffer_costs_the_connection(Config) ->
             ?assertEqual(<<"12345">>, await_closed(Client)),
             ?assertMatch(
                 #{callback := <<"write_ready">>, traceback := <<"BufferError", _/binary>>},
-                await_logged(#{peer => peer(Port)})
+                await_logged(#{peer => peer(Port), level => error})
             )
         end
      || Answer <- ["None", "'write_pending'", "'close'"]
@@ -463,7 +463,7 @@ costs_the_connection(Config, Code) ->
     {ok, Port} = inet:port(Client),
     ok = gen_tcp:send(Client, Code),
     <<>> = await_closed(Client),
-    Line = await_logged(#{peer => peer(Port)}),
+    Line = await_logged(#{peer => peer(Port), level => error}),
     ?assertMatch(#{level := error, protocol := <<"bad_protocols.Puppet">>, traceback := _}, Line),
     Line.
 
@@ -1025,7 +1025,7 @@ killed_helpers_are_started_again(Config) ->
     %% What they do is done again.
     {ok, none} = py:call(bad_protocols, throw, [<<"data_received">>, <<"ValueError">>]),
     {Peer, ok} = provoke(data_received, Config),
-    ?assertMatch(#{level := error}, await_logged(#{peer => Peer})),
+    _ = await_logged(#{peer => Peer, level => error}),
     ok = gen_tcp:close(Client),
     await_ledger(2).
 
@@ -1044,7 +1044,7 @@ interrupt_ends_a_callback_that_never_returns(Config) ->
             {Client, Peer} = hold_up(Place, Listener, Context),
             interrupt_until(Context, fun() -> not is_held_up(Context) end),
             <<>> = await_closed(Client),
-            ?assertMatch(#{level := error}, await_logged(#{peer => Peer}))
+            _ = await_logged(#{peer => Peer, level => error})
         end
      || Place <- Places
     ],
@@ -1322,7 +1322,7 @@ exception_after_a_reset_is_logged_with_the_peer(Config) ->
     Client = open(?config(listener, Config)),
     {ok, Port} = inet:port(Client),
     reset(Client),
-    ?assertMatch(#{callback := <<"connection_lost">>}, await_logged(#{peer => peer(Port)})),
+    ?assertMatch(#{callback := <<"connection_lost">>}, await_logged(#{peer => peer(Port), level => error})),
     await_ledger(1).
 
 half_close_delivers_what_is_pending(Config) ->

@@ -58,6 +58,7 @@ groups() ->
             running_calls_outlive_their_registration,
             timeout_of_the_outer_call_interrupts_the_wait,
             death_of_the_outer_caller_interrupts_the_wait,
+            interrupts_that_race_with_answers_leave_nothing_behind,
             interrupt_reaches_a_callback_that_waits,
             exception_in_another_thread_leaves_a_wait_alone,
             forked_child_has_no_functions,
@@ -621,6 +622,27 @@ death_of_the_outer_caller_interrupts_the_wait(_Config) ->
     await_down(Down, killed),
     %% All the way down: Python, the function, Python again, its function.
     await_down(Monitor, killed).
+
+%% What is left behind would be seen at the end of the case, or by the last call.
+interrupts_that_race_with_answers_leave_nothing_behind(_Config) ->
+    ok = py:register_function(same, fun(Value) -> Value end),
+    Calls = [
+        spawn_call(fun() ->
+            [
+                case py:eval("erlang.same(x, timeout=None)", #{x => {N, M}}, rand:uniform(4) - 1) of
+                    {ok, {N, M}} -> answered;
+                    {error, timeout} -> timeout;
+                    %% It is done before the timeout can be told, but not with an answer.
+                    {error, {<<"erlang.Interrupted">>, _, _}} -> interrupted
+                end
+             || M <- lists:seq(1, 200)
+            ]
+        end)
+     || N <- lists:seq(1, 10)
+    ],
+    Outcomes = lists:append([result(Call) || Call <- Calls]),
+    ct:pal("~p", [[{Kind, length([1 || K <- Outcomes, K =:= Kind])} || Kind <- lists:usort(Outcomes)]]),
+    [?assertEqual({ok, N}, py:eval("erlang.same(n)", #{n => N})) || N <- lists:seq(1, 20)].
 
 interrupt_reaches_a_callback_that_waits(Config) ->
     ok = register_stuck(stuck),

@@ -158,7 +158,10 @@ the_http_example_serves_ab(_Config) ->
     ?assertMatch({match, _}, re:run(Output, "Failed requests: +0\\b")),
     stop_example(Server).
 
-%% Runs an example's own accept loop on a port of its own.
+%% Runs an example on a port of its own: its listener, or its own accept loop.
+serve_example(echo) ->
+    {ok, _} = echo:start(0),
+    {echo, py_reactor:get_port(echo)};
 serve_example(Program) ->
     Case = self(),
     Server = spawn(fun() ->
@@ -186,6 +189,8 @@ serve_http() ->
     end),
     {Server, Port}.
 
+stop_example(echo) ->
+    ok = py_reactor:stop_listener(echo);
 stop_example(Server) ->
     Monitor = monitor(process, Server),
     exit(Server, kill),

@@ -129,6 +129,7 @@ stats_count_bytes_and_callbacks(_Config) ->
     {ok, Context} = py_reactor_context:start_link(#{}),
     Client = connect(Context),
     echoes(Client, rand:bytes(1000)),
+    wait_until("what was sent is counted", fun() -> stat(Context, bytes_out) =:= 1000 end),
     ?assertMatch(
         #{
             accepted := 1, closed := 0, active := 1, refused := 0,

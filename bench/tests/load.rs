@@ -38,6 +38,7 @@ fn load(address: SocketAddr, options: &str) -> Result<Output> {
     let output = Command::new(env!("CARGO_BIN_EXE_load"))
         .args(["--address", &address.to_string(), "--warmup", "0.05"])
         .args(options.split_whitespace())
+        .stdin(Stdio::null())
         .output()?;
     Ok(output)
 }
@@ -117,6 +118,117 @@ fn churn_passes_against_a_right_server() -> Result<()> {
 #[test]
 fn mixed_close_passes_against_a_right_server() -> Result<()> {
     passes_against_epoll_echo("--mixed-close --connections 5 --count 401")
+}
+
+/// What a run against the plain echo server printed.
+fn against_epoll_echo(options: &str) -> Result<String> {
+    let echo = EpollEcho::start()?;
+    said(&load(
+        SocketAddr::from(([127, 0, 0, 1], echo.port)),
+        &format!("{options} --json"),
+    )?)
+}
+
+fn said(output: &Output) -> Result<String> {
+    assert!(output.status.success(), "{output:?}");
+    Ok(String::from_utf8(output.stdout.clone())?)
+}
+
+fn contains_all(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
+
+#[test]
+fn every_connection_echoes_in_every_round() -> Result<()> {
+    let text = against_epoll_echo("--rounds 3 --connections 300 --size 1 --window 20")?;
+    contains_all(&text, &["\"connections\":300", "\"echo_count\":900"]);
+    Ok(())
+}
+
+#[test]
+fn a_crowd_is_served_to_the_last() -> Result<()> {
+    for hold in ["--hold 0.05", "--hold-all"] {
+        let text = against_epoll_echo(&format!("--crowd --connections 300 {hold}"))?;
+        contains_all(&text, &["\"served\":300", "\"still_waiting\":0"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn guests_who_are_turned_away_are_counted() -> Result<()> {
+    let output = load(serve(|_, _| None)?, "--crowd --connections 5 --json")?;
+    contains_all(
+        &said(&output)?,
+        &["\"served\":0", "\"turned_away\":5", "\"still_waiting\":0"],
+    );
+    Ok(())
+}
+
+#[test]
+fn dribblers_go_when_the_server_has_enough() -> Result<()> {
+    let address = serve(|chunk, _| (chunk < 3).then(Vec::new))?;
+    let options = "--dribble --connections 20 --interval 0.02 --seconds 10 --json";
+    contains_all(
+        &said(&load(address, options)?)?,
+        &["\"gone\":20", "\"answered\":0"],
+    );
+    Ok(())
+}
+
+#[test]
+fn a_storm_is_over_when_it_is_told() -> Result<()> {
+    // stdin is at its end from the beginning.
+    let text = against_epoll_echo("--storm --until-told")?;
+    contains_all(&text, &["\"not_opened\":0"]);
+    against_epoll_echo("--storm --seconds 0.3")?;
+    Ok(())
+}
+
+#[test]
+fn hoarders_read_all_of_it_in_the_end() -> Result<()> {
+    let text = against_epoll_echo("--hoard --connections 2 --total 20000000 --hold 0.2")?;
+    contains_all(&text, &["\"bytes_each\":20000000"]);
+    Ok(())
+}
+
+#[test]
+fn hoarders_notice_a_wrong_byte() -> Result<()> {
+    let flip = |_: u32, bytes: &[u8]| Some(bytes.iter().map(|byte| byte ^ 1).collect());
+    let output = load(serve(flip)?, "--hoard --connections 1 --total 9 --hold 0.1")?;
+    let text = String::from_utf8(output.stderr)?;
+    assert!(text.contains("wrong bytes after 0"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn those_whose_connections_fail_come_again() -> Result<()> {
+    let address = serve(|chunk, bytes| (chunk < 5).then(|| bytes.to_vec()))?;
+    let options = "--reconnect --connections 5 --interval 0.005 --seconds 0.5 --json";
+    let text = said(&load(address, options)?)?;
+    contains_all(&text, &["\"without_echo_at_the_end\":0", "\"refused\":0"]);
+    assert!(!text.contains("\"failed\":0,"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn those_who_come_again_notice_a_wrong_byte() -> Result<()> {
+    let flip = |_: u32, bytes: &[u8]| Some(bytes.iter().map(|byte| byte ^ 1).collect());
+    let output = load(serve(flip)?, "--reconnect --connections 1 --seconds 0.2")?;
+    let text = String::from_utf8(output.stderr)?;
+    assert!(text.contains("wrong byte at offset 0"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_probe_notes_visits_and_echoes() -> Result<()> {
+    let text = against_epoll_echo("--probe --seconds 0.3")?;
+    contains_all(
+        &text,
+        &["\"failed\":0", "\"visit_p99_ms\":", "\"echo_p99_ms\":"],
+    );
+    Ok(())
 }
 
 #[test]

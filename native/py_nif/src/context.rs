@@ -4,12 +4,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use reactor::{AdoptError, Door, Engine, Groundwork, Mailbox, SendError, Settings, Turn};
 use reactor_python::value::Value;
 use reactor_python::{
-    Activity, Opening, PythonHandler, Refusal, Reply, Report, Surroundings, adopt, describe,
+    Activity, Glance, Look, Opening, PythonHandler, Refusal, Reply, Report, Surroundings, adopt,
+    describe,
 };
 use rustler::types::atom::{error, ok};
 use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc, Term};
@@ -143,6 +145,33 @@ impl Context {
         if let Some(callback) = self.activity.current_job() {
             interpreter::interrupt(Arc::clone(&self.activity), callback);
         }
+    }
+
+    /// The job that is running now. Takes no lock and does not wait.
+    pub(crate) fn glance(&self) -> Option<Glance> {
+        self.activity.glance()
+    }
+
+    /// Has `notice` called when the worker begins its next job, or at once if it is in one.
+    pub(crate) fn when_busy(&self, notice: impl FnOnce() + Send + 'static) {
+        self.activity.when_busy(notice);
+    }
+
+    /// Has Python's main thread look at a job as soon as it can have the GIL. Gives what it saw, and
+    /// how long it waited, to `tell`, without the GIL; None if the job has ended.
+    pub(crate) fn look(
+        &self,
+        job: u64,
+        tell: impl FnOnce(Result<Option<Look>, String>, Duration) + Send + 'static,
+    ) {
+        let activity = Arc::clone(&self.activity);
+        let asked = Instant::now();
+        interpreter::on_main_thread(Box::new(move |py| {
+            let waited = asked.elapsed();
+            let seen = activity.look(py, job);
+            let seen = seen.map_err(|error| describe(py, &error).traceback);
+            py.detach(|| tell(seen, waited));
+        }));
     }
 
     /// Whether the worker has not ended yet.

@@ -1,9 +1,9 @@
 //! Calls from Python to functions that Erlang has registered.
 //!
 //! A Python thread makes a [`FunctionCall`], sends `{py_function, Call}` to the process that serves
-//! functions, and sleeps. That process starts another one for the call, which [takes](begin) name and
-//! arguments, runs the function and [answers](answer). One lock, held for an assignment only, decides
-//! between the answer and the giving up:
+//! functions, and sleeps. That process starts another one for the call, which takes name and arguments
+//! with `begin`, runs the function and answers. One lock, held for an assignment only, decides between
+//! the answer and the giving up:
 //!
 //! ```text
 //! Queued -> Running -> Answered

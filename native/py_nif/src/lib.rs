@@ -7,6 +7,7 @@ mod connections;
 mod context;
 mod functions;
 mod listener;
+mod loan;
 mod log;
 mod nifs;
 mod python;

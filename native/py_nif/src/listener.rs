@@ -24,6 +24,7 @@ use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
 use crate::beam::post::post;
 use crate::beam::select::{Kind, Seat, Watched};
 use crate::context::{Context, encode_reply};
+use crate::loan::{BUSY_MS, Loan, has_time};
 use crate::ticket::Ticket;
 
 mod atoms {
@@ -102,6 +103,8 @@ pub(crate) struct Listener {
     endpoint: Mutex<Endpoint>,
     /// `None` while it is closed. The lock is never held across a call.
     socket: Mutex<Option<Arc<Acceptor>>>,
+    /// The worker that accepts by itself now.
+    loan: Mutex<Option<Arc<Loan>>>,
     /// Whose turn it is among the contexts.
     turn: AtomicUsize,
 }
@@ -112,7 +115,7 @@ impl Resource for Listener {
 
     /// The owner has ended: if it could not end the listener itself, this does.
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, _monitor: Monitor) {
-        self.close();
+        self.shut();
         self.set_stage(Stage::Ending);
     }
 }
@@ -128,6 +131,8 @@ pub(crate) enum Batch {
     Full,
     /// Something is missing that nobody will announce.
     Pause(Missing),
+    /// A worker accepts by itself.
+    Lent,
     /// The socket is closed.
     Closed,
 }
@@ -148,10 +153,6 @@ pub(crate) enum Missing {
 const BATCH: usize = 64;
 const BATCH_TIME: Duration = Duration::from_micros(800);
 
-/// A context in the same turn for longer than this gets no new connections while another one has
-/// time: a callback holds it up.
-const BUSY_MS: u64 = 100;
-
 impl Listener {
     pub(crate) fn new(
         service: Arc<Service>,
@@ -165,6 +166,7 @@ impl Listener {
             options,
             endpoint: Mutex::new(endpoint),
             socket: Mutex::default(),
+            loan: Mutex::default(),
             turn: AtomicUsize::new(0),
         }
     }
@@ -183,8 +185,22 @@ impl Listener {
         Ok(())
     }
 
+    /// Accepts what waits in the backlog, as far as there are places, and closes the socket.
+    ///
+    /// Who waits there has connected, and may have sent a request. The two steps follow each
+    /// other at once: a client that connects between them is reset, and the kernel offers no
+    /// way to turn it away before. What is accepted is no more than was there: in a flood it
+    /// would never end.
+    pub(crate) fn close(&self, contexts: &[ResourceArc<Context>]) {
+        let socket = self.socket.lock().take();
+        let Some(socket) = socket else { return };
+        let batches = self.options.backlog as usize / BATCH + 1;
+        let _ = (0..batches).all(|_| self.accept_from(&socket, contexts).0 == Batch::More);
+        socket.shut();
+    }
+
     /// Closes the socket: no acceptor gets anything from it any more.
-    pub(crate) fn close(&self) {
+    fn shut(&self) {
         let socket = self.socket.lock().take();
         if let Some(socket) = socket {
             socket.shut();
@@ -215,46 +231,49 @@ impl Listener {
         }
     }
 
-    /// Accepts a batch from the socket itself.
-    pub(crate) fn accept(&self, contexts: &[ResourceArc<Context>]) -> Batch {
-        let socket = self.socket.lock().clone();
-        socket.map_or(Batch::Closed, |socket| self.accept_from(&socket, contexts))
-    }
-
-    /// Each connection has its place before it is accepted, so that there are never too many; and
-    /// nobody takes a place, nor looks for a descriptor, while no client waits.
-    fn accept_from(&self, socket: &Acceptor, contexts: &[ResourceArc<Context>]) -> Batch {
+    /// Accepts a batch, and tells of how many.
+    fn accept_from(&self, socket: &Acceptor, contexts: &[ResourceArc<Context>]) -> (Batch, usize) {
         self.recipe.is_known_to(contexts);
         let began = Instant::now();
-        for _ in 0..BATCH {
-            if !socket.is_ready() {
-                return Batch::Empty;
-            }
-            let order = match self.order(contexts) {
-                Ok(order) => order,
-                Err(missing) => return Batch::Pause(missing),
-            };
-            let Some(admission) = self.service.admit() else {
-                return Batch::Full;
-            };
-            match socket.accept() {
-                Accepted::Connection(fd, peer) => {
-                    match Descriptor::accepted(fd, socket.kind(), peer) {
-                        Ok(descriptor) => self.hand_in(&descriptor, admission, order),
-                        // The kernel does not know what it has just made: that it closed it
-                        // again is all there is to say.
-                        Err(_) => drop(admission),
-                    }
-                }
-                Accepted::Empty => return Batch::Empty,
-                Accepted::Exhausted(errno) => return Batch::Pause(Missing::Errno(errno)),
-                Accepted::Failed(_) => return Batch::Closed,
+        for accepted in 0..BATCH {
+            if let Some(batch) = self.accept_one(socket, contexts) {
+                return (batch, accepted);
             }
             if began.elapsed() > BATCH_TIME {
-                return Batch::More;
+                return (Batch::More, accepted + 1);
             }
         }
-        Batch::More
+        (Batch::More, BATCH)
+    }
+
+    /// Accepts a connection, or tells why not. It has its place before it is accepted, so that
+    /// there are never too many; and nobody takes a place, nor looks for a descriptor, while no
+    /// client waits.
+    fn accept_one(&self, socket: &Acceptor, contexts: &[ResourceArc<Context>]) -> Option<Batch> {
+        if !socket.is_ready() {
+            return Some(Batch::Empty);
+        }
+        let order = match self.order(contexts) {
+            Ok(order) => order,
+            Err(missing) => return Some(Batch::Pause(missing)),
+        };
+        let Some(admission) = self.service.admit() else {
+            return Some(Batch::Full);
+        };
+        match socket.accept() {
+            Accepted::Connection(fd, peer) => {
+                match Descriptor::accepted(fd, socket.kind(), peer) {
+                    Ok(descriptor) => self.hand_in(&descriptor, admission, order),
+                    // The kernel does not know what it has just made: that it closed it
+                    // again is all there is to say.
+                    Err(_) => drop(admission),
+                }
+            }
+            Accepted::Empty => return Some(Batch::Empty),
+            Accepted::Exhausted(errno) => return Some(Batch::Pause(Missing::Errno(errno))),
+            Accepted::Failed(_) => return Some(Batch::Closed),
+        }
+        None
     }
 
     /// The contexts in the order in which they are to be tried: in turn, but first those that have
@@ -278,6 +297,23 @@ impl Listener {
         Ok(in_time.chain(in_turn()))
     }
 
+    /// What comes with each connection.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening {
+            info: Value::Map(Vec::new()),
+            recipe: Some(Arc::clone(&self.recipe.recipe)),
+            reply: None,
+        }
+    }
+
+    /// The socket is not lent any more.
+    pub(crate) fn has_back(&self, loan: &Arc<Loan>) {
+        let mut present = self.loan.lock();
+        if present.as_ref().is_some_and(|it| Arc::ptr_eq(it, loan)) {
+            *present = None;
+        }
+    }
+
     /// Gives a connection to the first context that takes it. If all of them have ended or become
     /// full meanwhile, it is closed.
     fn hand_in<'a>(
@@ -286,12 +322,7 @@ impl Listener {
         admission: Admission,
         order: impl Iterator<Item = &'a ResourceArc<Context>>,
     ) {
-        let opening = Opening {
-            info: Value::Map(Vec::new()),
-            recipe: Some(Arc::clone(&self.recipe.recipe)),
-            reply: None,
-        };
-        let mut refused = (opening, admission);
+        let mut refused = (self.opening(), admission);
         for context in order {
             let (opening, admission) = refused;
             match context
@@ -359,8 +390,16 @@ impl Waiting {
         let Some(socket) = seat.socket() else {
             return Batch::Closed;
         };
-        let batch = seat.listener.accept_from(&socket, contexts);
+        if Self::is_lent(seat) {
+            return Batch::Lent;
+        }
+        let (batch, accepted) = seat.listener.accept_from(&socket, contexts);
         match batch {
+            // Clients come, and nothing is missing. Only then: a worker gives back what it cannot
+            // accept, and would get it again at once.
+            Batch::Empty | Batch::More if accepted > 0 && Self::lend(seat, &socket, contexts) => {
+                Batch::Lent
+            }
             Batch::Empty => {
                 let number = socket.as_fd().as_raw_fd();
                 match seat.arm(number, Interest::Read, seat.process, atoms::undefined()) {
@@ -384,8 +423,61 @@ impl Waiting {
                 Self::close(seat);
                 Batch::Closed
             }
-            Batch::More | Batch::Pause(_) => batch,
+            Batch::More | Batch::Lent | Batch::Pause(_) => batch,
         }
+    }
+
+    /// Whether a worker accepts by itself: then the process is told when that is over. A loan to
+    /// one that has no time is ended.
+    fn is_lent(seat: &Seat<Self>) -> bool {
+        let mut present = seat.listener.loan.lock();
+        if let Some(loan) = present.take_if(|loan| !loan.stands()) {
+            drop(present);
+            loan.revoke();
+            return false;
+        }
+        match &*present {
+            Some(loan) => {
+                loan.join(seat);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Has the worker of the only context accept by itself, if it has time. False if this
+    /// process is to do it.
+    fn lend(seat: &Seat<Self>, socket: &Arc<Acceptor>, contexts: &[ResourceArc<Context>]) -> bool {
+        let [context] = contexts else {
+            return false;
+        };
+        if !has_time(context) {
+            return false;
+        }
+        let mut present = seat.listener.loan.lock();
+        if let Some(loan) = &*present {
+            // Another acceptor was faster.
+            loan.join(seat);
+            return true;
+        }
+        let loan = Loan::new(seat, context);
+        *present = Some(Arc::clone(&loan));
+        drop(present);
+        loan.begin(seat, Arc::clone(socket));
+        true
+    }
+
+    /// Whether it accepts nobody any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.socket.lock().is_none()
+    }
+
+    pub(crate) fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    pub(crate) const fn process(&self) -> LocalPid {
+        self.process
     }
 
     /// Waits no more and closes the duplicate.

@@ -17,8 +17,10 @@ use reactor::{
     Counters, Endpoint, Limits, ListenOptions, PushError, SendError, Service, SlowConsumer, Stage,
 };
 use reactor_python::value::{ConversionError, Value};
+use reactor_python::{Glance, Look};
 
 use crate::beam::park::report_ready;
+use crate::beam::post::post;
 use crate::beam::select::Seat;
 use crate::beam::term::{decode, encode};
 use crate::calls::{self, Call, Failure, Refused, Work};
@@ -198,13 +200,10 @@ fn functions_set(names: Vec<String>) -> rustler::Atom {
     ok()
 }
 
-/// function_begin(Call) -> {Name, Args} | abandoned: the caller is the process of the call. What is no
-/// call is as good as abandoned.
+/// function_begin(Call) -> {Name, Args} | abandoned: the caller is the process of the call
 #[rustler::nif(schedule = "DirtyCpu")]
-fn function_begin<'a>(env: Env<'a>, call: Term<'a>) -> Term<'a> {
-    let call: NifResult<ResourceArc<FunctionCall>> = call.decode();
-    let begun = call.map(|call| (call.begin(env.pid()), call));
-    let Ok((Some((name, args)), call)) = begun else {
+fn function_begin(env: Env<'_>, call: ResourceArc<FunctionCall>) -> Term<'_> {
+    let Some((name, args)) = call.begin(env.pid()) else {
         return function_atoms::abandoned().encode(env);
     };
     match encode(env, &Value::List(args)) {
@@ -350,6 +349,88 @@ fn ready(connection: Term<'_>, readiness: rustler::Atom) -> NifResult<bool> {
 }
 
 // ---------------------------------------------------------------------------------------------
+// Slow callbacks
+
+mod watch_atoms {
+    rustler::atoms! {
+        none, py_busy, py_look, ended, job, age_ms, callback, fd, protocol, peer, stack, waited_ms
+    }
+}
+
+/// context_glance(Context) -> none | #{job, age_ms, callback, fd}: what its worker is in just now
+#[rustler::nif]
+fn context_glance(env: Env<'_>, context: ResourceArc<Context>) -> NifResult<Term<'_>> {
+    match context.glance() {
+        Some(glance) => encode_glance(env, glance),
+        None => Ok(watch_atoms::none().encode(env)),
+    }
+}
+
+/// context_await_job(Context) -> ok: the caller gets `py_busy` when the worker begins its next job
+#[rustler::nif]
+fn context_await_job(env: Env<'_>, context: ResourceArc<Context>) -> rustler::Atom {
+    let asker = env.pid();
+    context.when_busy(move || post(asker, |env| watch_atoms::py_busy().encode(env)));
+    ok()
+}
+
+/// context_look(Context, Job, Tag) -> ok: {py_look, Tag, Seen} comes when the GIL can be had
+#[rustler::nif]
+fn context_look(env: Env<'_>, context: ResourceArc<Context>, job: u64, tag: u64) -> rustler::Atom {
+    let asker = env.pid();
+    context.look(job, move |seen, waited| {
+        let seen = seen.map(|look| look.map(|look| (look.stack(), look)));
+        post(asker, move |env| {
+            (watch_atoms::py_look(), tag, encode_seen(env, seen, waited)).encode(env)
+        });
+    });
+    ok()
+}
+
+fn encode_glance(env: Env<'_>, glance: Glance) -> NifResult<Term<'_>> {
+    let (callback, fd) = match glance.place {
+        Some(place) => (place.callback.encode(env), place.fd.encode(env)),
+        None => (
+            watch_atoms::none().encode(env),
+            watch_atoms::none().encode(env),
+        ),
+    };
+    Term::map_new(env)
+        .map_put(watch_atoms::job(), glance.job)?
+        .map_put(watch_atoms::age_ms(), millis(glance.age))?
+        .map_put(watch_atoms::callback(), callback)?
+        .map_put(watch_atoms::fd(), fd)
+}
+
+/// ended | {ok, #{job, age_ms, callback, fd, protocol, peer, stack, waited_ms}} | {error, Traceback}
+fn encode_seen(
+    env: Env<'_>,
+    seen: Result<Option<(String, Look)>, String>,
+    waited: Duration,
+) -> Term<'_> {
+    match seen {
+        Ok(Some((stack, look))) => match encode_look(env, look, stack, waited) {
+            Ok(map) => (ok(), map).encode(env),
+            Err(_) => watch_atoms::ended().encode(env),
+        },
+        Ok(None) => watch_atoms::ended().encode(env),
+        Err(traceback) => (error(), traceback).encode(env),
+    }
+}
+
+fn encode_look(env: Env<'_>, look: Look, stack: String, waited: Duration) -> NifResult<Term<'_>> {
+    encode_glance(env, look.glance)?
+        .map_put(watch_atoms::protocol(), look.protocol)?
+        .map_put(watch_atoms::peer(), look.peer)?
+        .map_put(watch_atoms::stack(), stack)?
+        .map_put(watch_atoms::waited_ms(), millis(waited))
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+// ---------------------------------------------------------------------------------------------
 // Single connections
 
 /// connection_send(Connection, Term) -> ok | {error, Reason}
@@ -395,8 +476,8 @@ fn connection_push<'a>(
         Err(refused) => {
             let reason = match refused {
                 PushError::Closed => reactor_atoms::closed(),
-                PushError::Full => atoms::overload(),
                 PushError::Dropped => reactor_atoms::dropped(),
+                PushError::Busy => atoms::overload(),
                 PushError::TooLarge => reactor_atoms::too_large(),
             };
             (error(), reason).encode(env)
@@ -444,7 +525,7 @@ mod listener_atoms {
     rustler::atoms! {
         bad_option, protocol, info, undefined, infinity, tcp, local, open, closed,
         serving, draining, ending, drop_old, drop_new, buffer, disconnect,
-        armed, empty, more, full, pause, einval
+        armed, lent, more, full, pause, einval
     }
 }
 
@@ -627,21 +708,14 @@ fn listener_open(env: Env<'_>, listener: ResourceArc<Listener>) -> Term<'_> {
     }
 }
 
-/// listener_close(Listener) -> ok
+/// listener_close(Listener, [Context]) -> ok
 #[rustler::nif(schedule = "DirtyIo")]
-fn listener_close(listener: ResourceArc<Listener>) -> rustler::Atom {
-    listener.close();
-    ok()
-}
-
-/// listener_accept(Listener, [Context]) -> more | empty | full | {pause, Reason} | closed
-#[rustler::nif]
-fn listener_accept<'a>(
-    env: Env<'a>,
+fn listener_close(
     listener: ResourceArc<Listener>,
     contexts: Vec<ResourceArc<Context>>,
-) -> Term<'a> {
-    encode_batch(env, listener.accept(&contexts), listener_atoms::empty())
+) -> rustler::Atom {
+    listener.close(&contexts);
+    ok()
 }
 
 /// listener_address(Listener) -> {Ip, Port} | {local, Path}
@@ -754,7 +828,7 @@ fn acceptor_open(env: Env<'_>, listener: ResourceArc<Listener>) -> Term<'_> {
     }
 }
 
-/// acceptor_accept(Acceptor, [Context]) -> armed | more | full | {pause, Reason} | closed
+/// acceptor_accept(Acceptor, [Context]) -> armed | lent | more | full | {pause, Reason} | closed
 #[rustler::nif]
 fn acceptor_accept<'a>(
     env: Env<'a>,
@@ -763,7 +837,7 @@ fn acceptor_accept<'a>(
 ) -> NifResult<Term<'a>> {
     let acceptor = Seat::<Waiting>::of(acceptor).ok_or(Error::BadArg)?;
     let batch = Waiting::accept(&acceptor, &contexts);
-    Ok(encode_batch(env, batch, listener_atoms::armed()))
+    Ok(encode_batch(env, batch))
 }
 
 /// acceptor_close(Acceptor) -> ok
@@ -774,11 +848,12 @@ fn acceptor_close(acceptor: Term<'_>) -> NifResult<rustler::Atom> {
     Ok(ok())
 }
 
-fn encode_batch(env: Env<'_>, batch: Batch, empty: rustler::Atom) -> Term<'_> {
+fn encode_batch(env: Env<'_>, batch: Batch) -> Term<'_> {
     let reason = match batch {
-        Batch::Empty => return empty.encode(env),
+        Batch::Empty => return listener_atoms::armed().encode(env),
         Batch::More => return listener_atoms::more().encode(env),
         Batch::Full => return listener_atoms::full().encode(env),
+        Batch::Lent => return listener_atoms::lent().encode(env),
         Batch::Closed => return listener_atoms::closed().encode(env),
         Batch::Pause(Missing::Context) => reactor_atoms::no_context(),
         Batch::Pause(Missing::Room) => atoms::overload(),

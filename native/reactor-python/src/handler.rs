@@ -5,7 +5,7 @@
 //! not to the process, so that a context may have an interpreter of its own.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -128,9 +128,8 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
 
     /// The same of a call into the protocol of a connection, which is counted.
     fn call_in<T>(&self, descriptor: &Descriptor, event: impl FnOnce() -> T) -> T {
-        let began = Instant::now();
         let result = self.watch(event);
-        count_call(descriptor, began);
+        count_call(descriptor, self.activity.elapsed());
         result
     }
 
@@ -154,9 +153,12 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     }
 
     /// Makes the protocol of a new connection.
-    fn make(&self, factory: &Factory<'py>) -> PyResult<Connection<'py>> {
+    fn make(&self, factory: &Factory<'py>, descriptor: &Descriptor) -> PyResult<Connection<'py>> {
         let names = &self.names;
-        let protocol = factory.call()?;
+        let made = || factory.call();
+        let protocol = self
+            .activity
+            .during(None, factory.callable(), descriptor, made)?;
         if !protocol.is_instance(&names.protocol_class)? {
             let class = class_name(&protocol.get_type());
             return Err(PyTypeError::new_err(format!(
@@ -235,10 +237,12 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     where
         A: pyo3::call::PyCallArgs<'py>,
     {
+        let protocol = &connection.protocol;
         let name = self.names.of(callback);
-        connection
-            .protocol
-            .call_method1(name, arguments)
+        self.activity
+            .during(Some(callback), protocol, descriptor, || {
+                protocol.call_method1(name, arguments)
+            })
             .and_then(|word| self.action(connection, callback, &word))
             .map_err(|error| {
                 self.report_failure(connection, descriptor, callback.name(), &error);
@@ -349,7 +353,12 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         if let Err(error) = ended {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
-        let lost = protocol.call_method0(self.names.of(Callback::ConnectionLost));
+        let callback = Callback::ConnectionLost;
+        let lost = self
+            .activity
+            .during(Some(callback), protocol, descriptor, || {
+                protocol.call_method0(names.of(callback))
+            });
         if let Err(error) = lost {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
@@ -377,15 +386,19 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             .client_info(descriptor, info, recipe)
             .map_err(|error| self.bad_info(descriptor, &error))?;
         let connection = self
-            .make(&factory)
+            .make(&factory, descriptor)
             .map_err(|error| self.not_made(Some(&factory), descriptor, &error))?;
         // From here on there is a protocol, which hears of its end whatever comes.
         let action = self
             .introduce(&connection.protocol, descriptor, &client_info)
             .and_then(|()| {
-                let name = self.names.of(Callback::ConnectionMade);
+                let (protocol, callback) = (&connection.protocol, Callback::ConnectionMade);
+                let name = self.names.of(callback);
                 let arguments = (descriptor.number(), &client_info);
-                connection.protocol.call_method1(name, arguments)
+                self.activity
+                    .during(Some(callback), protocol, descriptor, || {
+                        protocol.call_method1(name, arguments)
+                    })
             })
             .and_then(|word| self.action(&connection, Callback::ConnectionMade, &word));
         match action {
@@ -424,9 +437,8 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     }
 }
 
-/// Counts a call into a protocol that began then.
-fn count_call(descriptor: &Descriptor, began: Instant) {
-    let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+/// Counts a call into a protocol that took so long.
+fn count_call(descriptor: &Descriptor, took: Duration) {
     if let Some(owner) = descriptor.owner() {
         owner.count(|counters| counters.count_callback(took));
     }
@@ -457,13 +469,12 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
             recipe,
             reply,
         } = opening;
-        let began = Instant::now();
         let opened = self
             .activity
             .clone()
             .watch(self.py, || self.open(descriptor, &info, recipe.as_deref()));
         self.surroundings.callback_returned();
-        count_call(descriptor, began);
+        count_call(descriptor, self.activity.elapsed());
         match (opened, reply) {
             (Ok(opened), reply) => {
                 if let Some(reply) = reply {

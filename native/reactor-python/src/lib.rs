@@ -12,9 +12,10 @@ mod handle;
 mod handler;
 mod names;
 mod recipe;
+mod stack;
 pub mod value;
 
-pub use activity::Activity;
+pub use activity::{Activity, Glance, Look, Place};
 pub use exception::{Description, class_name, describe};
 pub use handle::adopt;
 pub use handler::{Opening, PythonHandler, Refusal, Reply, Report, Surroundings};

@@ -19,7 +19,7 @@ pub(crate) enum Callback {
 }
 
 impl Callback {
-    const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::ConnectionMade,
         Self::DataReceived,
         Self::DatagramReceived,

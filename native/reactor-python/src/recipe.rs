@@ -111,6 +111,11 @@ impl<'py> Factory<'py> {
         }
     }
 
+    /// What is called.
+    pub(crate) const fn callable(&self) -> &Bound<'py, PyAny> {
+        &self.callable
+    }
+
     /// The name of what is called, if that is a class.
     pub(crate) fn name(&self) -> String {
         let class = self.callable.cast::<PyType>();

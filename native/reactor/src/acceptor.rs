@@ -21,6 +21,8 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+#[cfg(target_os = "linux")]
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::SocketAddr as UnixSocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,7 +45,8 @@ use crate::descriptor::Kind;
 pub enum Endpoint {
     /// A TCP address; with port 0 the kernel chooses one.
     Tcp(SocketAddr),
-    /// The path of a Unix socket.
+    /// The path of a Unix socket; on Linux, what begins with a NUL byte is an abstract name,
+    /// which is no file.
     Unix(PathBuf),
 }
 
@@ -133,21 +136,19 @@ impl Acceptor {
     }
 
     fn open_unix(path: &Path, options: &ListenOptions) -> io::Result<Self> {
-        let address = UnixAddr::new(path)?;
         let socket = stream_socket(AddressFamily::Unix)?;
-        match socket::bind(socket.as_raw_fd(), &address) {
-            Err(Errno::EADDRINUSE) if is_abandoned(path, &address)? => {
-                fs::remove_file(path)?;
-                socket::bind(socket.as_raw_fd(), &address)?;
+        let file = match abstract_address(path) {
+            Some(address) => {
+                socket::bind(socket.as_raw_fd(), &address?)?;
+                None
             }
-            other => other?,
-        }
-        let file = SocketFile::of(path)?;
+            None => Some(bind_to_file(&socket, path)?),
+        };
         listen(&socket, options.backlog)?;
         Ok(Self {
             listener: Listener::Unix(socket.into()),
             is_shut: Arc::default(),
-            _file: Some(file),
+            _file: file,
         })
     }
 
@@ -291,6 +292,32 @@ fn listen(socket: &OwnedFd, backlog: u32) -> nix::Result<()> {
     #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
     let most = Backlog::MAXCONN;
     socket::listen(socket, Backlog::new(wanted).unwrap_or(most))
+}
+
+/// Binds to a path, in place of a socket that nobody listens behind.
+fn bind_to_file(socket: &OwnedFd, path: &Path) -> io::Result<SocketFile> {
+    let address = UnixAddr::new(path)?;
+    match socket::bind(socket.as_raw_fd(), &address) {
+        Err(Errno::EADDRINUSE) if is_abandoned(path, &address)? => {
+            fs::remove_file(path)?;
+            socket::bind(socket.as_raw_fd(), &address)?;
+        }
+        other => other?,
+    }
+    SocketFile::of(path)
+}
+
+/// The address of an abstract name, if that is what it is.
+#[cfg(target_os = "linux")]
+fn abstract_address(path: &Path) -> Option<nix::Result<UnixAddr>> {
+    let name = path.as_os_str().as_bytes().strip_prefix(&[0])?;
+    Some(UnixAddr::new_abstract(name))
+}
+
+/// There are none elsewhere.
+#[cfg(not(target_os = "linux"))]
+fn abstract_address(_path: &Path) -> Option<nix::Result<UnixAddr>> {
+    None
 }
 
 fn unix_address(peer: &UnixSocketAddr) -> Option<Address> {

@@ -27,9 +27,15 @@ pub(crate) enum Watch {
 pub(crate) enum Expiry {
     /// The protocol is told: it asked for it.
     Protocol,
+    /// It closes when it is idle, and its first byte is not awaited any longer.
+    FirstByte,
     /// The connection ends.
     End(Reason),
 }
+
+/// A connection that is to close when it is idle waits so long for its first byte: whoever has just
+/// connected is about to send. (As long as TCP waits before it repeats a lost one, RFC 6298, 2.4.)
+const FIRST_BYTE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Connection<C, S> {
     pub(crate) descriptor: Arc<Descriptor>,
@@ -61,6 +67,8 @@ pub(crate) struct Connection<C, S> {
     pub(crate) born: Instant,
     /// A callback that brought something has answered with more than "continue".
     pub(crate) greeted: bool,
+    /// Something has come, or has had its time to come.
+    pub(crate) had_its_say: bool,
     /// When the last byte came or went.
     pub(crate) active_at: Instant,
     /// Bytes that had gone out by then.
@@ -117,6 +125,7 @@ impl<C, S> Connection<C, S> {
             silence: None,
             born: now,
             greeted: false,
+            had_its_say: false,
             active_at: now,
             sent: 0,
             stalled_since: None,
@@ -146,6 +155,7 @@ impl<C, S> Connection<C, S> {
     /// Takes note of data that was read.
     pub(crate) fn came_in(&mut self, bytes: usize, now: Instant) {
         self.active_at = now;
+        self.had_its_say = true;
         self.looked_idle = false;
         self.owner().count(|counters| {
             counters.reads.add(1);
@@ -198,10 +208,17 @@ impl<C, S> Connection<C, S> {
 
     /// Whether it does nothing and nothing is known that it could do.
     pub(crate) fn is_idle(&self) -> bool {
-        self.state == State::Reading
+        self.first_byte_due().is_none()
+            && self.state == State::Reading
             && !self.reading_held
             && !self.may_read()
             && !self.owner().has_output()
+    }
+
+    /// Until when the first byte may come, of a connection that is to close when it is idle.
+    fn first_byte_due(&self) -> Option<Instant> {
+        let awaited = self.closes_when_idle && !self.had_its_say && !self.eof;
+        self.born.checked_add(FIRST_BYTE).filter(|_| awaited)
     }
 
     /// Whether neither the engine reads nor the protocol writes, because somebody wants it so.
@@ -262,6 +279,7 @@ impl<C, S> Connection<C, S> {
                 after(self.born, limits.handshake_timeout).filter(|_| opens && !self.greeted),
                 Expiry::End(Reason::HandshakeTimeout),
             ),
+            (self.first_byte_due(), Expiry::FirstByte),
             (
                 after(self.active_at, limits.idle_timeout),
                 Expiry::End(Reason::IdleTimeout),

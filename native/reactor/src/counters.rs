@@ -1,6 +1,7 @@
 //! What is counted: of a context about its own work, of a service about all its connections.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::reason::Reason;
 
@@ -53,6 +54,7 @@ macro_rules! counters {
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
             reasons: [Counter; Reason::NAMES.len()],
+            callback_ns: Counter,
         }
 
         impl Counters {
@@ -121,9 +123,31 @@ impl Counters {
     }
 
     /// A call into a protocol took so long.
-    pub fn count_callback(&self, microseconds: u64) {
+    pub fn count_callback(&self, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.callbacks.add(1);
-        self.callback_us.add(microseconds);
-        self.longest_callback_us.raise_to(microseconds);
+        // Many take less than a microsecond: what is left of one goes to the next.
+        let before = self.callback_ns.0.fetch_add(nanos, Ordering::Relaxed);
+        let after = before.wrapping_add(nanos);
+        self.callback_us
+            .add((after / 1_000).saturating_sub(before / 1_000));
+        self.longest_callback_us.raise_to(nanos / 1_000);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_callbacks_add_up() {
+        let counters = Counters::default();
+        for _ in 0..10 {
+            counters.count_callback(Duration::from_nanos(450));
+        }
+        counters.count_callback(Duration::from_micros(3));
+        assert_eq!(counters.callbacks.get(), 11);
+        assert_eq!(counters.callback_us.get(), 7);
+        assert_eq!(counters.longest_callback_us.get(), 3);
     }
 }

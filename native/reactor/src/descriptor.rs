@@ -131,6 +131,8 @@ pub struct Descriptor {
     /// False for the writing end of a pipe.
     reads: bool,
     identity: Identity,
+    /// Nobody else has a duplicate: what watches it forgets it when it is closed.
+    sole: bool,
     /// Odd from a write that the kernel refused until it says that it takes more; every
     /// such report brings a new number.
     room: AtomicU32,
@@ -191,7 +193,7 @@ impl Descriptor {
         })?;
         let flags = make_nonblocking(&own)?;
         let reads = flags & OFlag::O_ACCMODE != OFlag::O_WRONLY;
-        Ok(Self::register(own, kind, reads, Identity::of(&stat)))
+        Ok(Self::register(own, kind, reads, Identity::of(&stat), false))
     }
 
     /// Takes a socket of a listener, which is ours already; close-on-exec and non-blocking.
@@ -204,7 +206,7 @@ impl Descriptor {
         peer: Option<Address>,
     ) -> Result<Arc<Self>, AdoptError> {
         let identity = Identity::of(&fstat(&fd)?);
-        let descriptor = Self::register(fd, kind, true, identity);
+        let descriptor = Self::register(fd, kind, true, identity, true);
         if let Some(peer) = peer {
             // Nobody else knows the descriptor yet.
             let _ = descriptor.far_end.set(peer);
@@ -221,13 +223,14 @@ impl Descriptor {
         }
     }
 
-    fn register(fd: OwnedFd, kind: Kind, reads: bool, identity: Identity) -> Arc<Self> {
+    fn register(fd: OwnedFd, kind: Kind, reads: bool, identity: Identity, sole: bool) -> Arc<Self> {
         let number = fd.as_raw_fd();
         let descriptor = Arc::new_cyclic(|weak| Self {
             fd: Some(fd),
             kind,
             reads,
             identity,
+            sole,
             room: AtomicU32::new(0),
             gone: AtomicBool::new(false),
             watch: Mutex::new(None),
@@ -353,6 +356,12 @@ impl Descriptor {
             0 => None,
             errno => Some(Errno::from_raw(errno)),
         }
+    }
+
+    /// Whether nobody but us ever had it. (A child that was forked has one, and then an entry
+    /// may be left behind; what it reports is known to be stale.)
+    pub(crate) const fn is_sole(&self) -> bool {
+        self.sole
     }
 
     /// Whether somebody else closed the number.

@@ -19,11 +19,12 @@ use crate::connection::{Connection, Expiry, Slots, Watch};
 use crate::demultiplexer::{Demultiplexer, Interest};
 use crate::descriptor::{Kind, Received};
 use crate::handler::{Flushed, Handler, Verdict};
-use crate::inbox::{Arrival, Door, Inbox, Key, Mailbox, Payload, Signal};
+use crate::inbox::{Arrival, Door, Inbox, Key, Mailbox, Newcomer, Payload, Place, Signal};
 use crate::link::Owner;
 use crate::poller::{Poller, Readiness};
 use crate::reason::Reason;
 use crate::service::Stage;
+use crate::source::{Offer, Sources};
 use crate::state::{Effect, Input, State};
 use crate::timers::Timers;
 
@@ -97,6 +98,7 @@ pub struct Engine<H: Handler, D: Demultiplexer> {
     slots: Slots<H::Connection, D::Seat>,
     ready: VecDeque<Key>,
     timers: Timers,
+    sources: Sources<H::Opening>,
     linger: Option<Duration>,
     buffer: Box<[u8]>,
     now: Instant,
@@ -128,6 +130,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             slots: Slots::new(),
             ready: VecDeque::new(),
             timers: Timers::default(),
+            sources: Sources::new(),
             linger,
             buffer: vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice(),
             now: Instant::now(),
@@ -149,7 +152,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
     }
 
     fn try_turn(&mut self, handler: &mut H, limit: Option<Duration>) -> io::Result<Turn> {
-        if self.ready.is_empty() {
+        if self.ready.is_empty() && !self.sources.are_ready() {
             self.rest(handler, limit)?;
         } else {
             self.poller.wait(Some(Duration::ZERO))?;
@@ -172,6 +175,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
         }
         self.take_arrivals(handler);
+        self.accept(handler);
         // One step each: whoever queues up again waits for those who spoke meanwhile.
         for _ in 0..self.ready.len().min(STEPS_PER_TURN) {
             let Some(key) = self.ready.pop_front() else {
@@ -203,7 +207,13 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
             self.park_silent(handler);
         }
-        let timeout = [limit, self.until_next_parking(), self.until_next_timer()];
+        self.give_back_silent();
+        let timeout = [
+            limit,
+            self.until_next_parking(),
+            self.until_next_timer(),
+            self.until_next_return(),
+        ];
         let timeout = timeout.into_iter().flatten().min();
         if self.ready.is_empty() && self.inbox.lie_down() {
             let poller = &mut self.poller;
@@ -218,6 +228,9 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
     /// Notes what the poller reports.
     fn collect(&mut self) {
         for (key, readiness) in self.poller.events() {
+            if self.sources.note(key) {
+                continue;
+            }
             // A stale key is the echo of a descriptor that somebody else closed.
             if let Some(connection) = self.slots.find(key) {
                 connection.note(readiness);
@@ -279,20 +292,97 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
 
     fn take_arrivals(&mut self, handler: &mut H) {
         for _ in 0..ARRIVALS_PER_TURN {
-            let Ok(arrival) = self.inbox.arrivals.try_recv() else {
-                return;
-            };
-            self.adopt(handler, arrival);
+            match self.inbox.arrivals.try_recv() {
+                Ok(Arrival::Newcomer(newcomer)) => self.adopt(handler, newcomer),
+                Ok(Arrival::Source(source)) => self.sources.take_in(source, self.now),
+                Err(_) => return,
+            }
         }
     }
 
-    fn adopt(&mut self, handler: &mut H, arrival: Arrival<H::Opening>) {
-        let Arrival {
+    /// Accepts from the sources that may have somebody.
+    fn accept(&mut self, handler: &mut H) {
+        // From the last on, as one that is given back is replaced by the last.
+        for position in (0..self.sources.len()).rev() {
+            for _ in 0..ARRIVALS_PER_TURN {
+                if !self.sources.get(position).ready {
+                    break;
+                }
+                let place = self
+                    .mailbox()
+                    .has_room()
+                    .then(|| Place::take(self.mailbox()));
+                let Some(place) = place.flatten() else {
+                    self.give_back(position);
+                    break;
+                };
+                match self.sources.get(position).source.accept() {
+                    Offer::Connection {
+                        descriptor,
+                        opening,
+                        admission,
+                    } => {
+                        self.sources.get(position).spoke_at = self.now;
+                        let newcomer = Newcomer {
+                            descriptor,
+                            opening,
+                            place,
+                            admission,
+                        };
+                        self.adopt(handler, newcomer);
+                    }
+                    Offer::Empty if self.await_clients(position) => {}
+                    // What cannot be watched here may be watched elsewhere.
+                    Offer::Empty | Offer::Over => {
+                        self.give_back(position);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has the poller say when there is somebody again; false if it cannot.
+    fn await_clients(&mut self, position: usize) -> bool {
+        let lent = self.sources.get(position);
+        lent.ready = false;
+        if !lent.watched {
+            let descriptor = lent.source.descriptor();
+            lent.watched = self.poller.add(&descriptor, lent.key, false).is_ok();
+        }
+        lent.watched
+    }
+
+    fn give_back(&mut self, position: usize) {
+        let lent = self.sources.give_back(position);
+        if lent.watched {
+            // Fails only where the descriptor is gone, and with it the entry.
+            let _ = self.poller.remove(&lent.source.descriptor());
+        }
+    }
+
+    /// Gives sources back that have been silent for the linger.
+    fn give_back_silent(&mut self) {
+        while self.until_next_return() == Some(Duration::ZERO) {
+            if let Some((position, _)) = self.sources.most_silent() {
+                self.give_back(position);
+            }
+        }
+    }
+
+    fn until_next_return(&self) -> Option<Duration> {
+        let (_, since) = self.sources.most_silent()?;
+        let back = since.checked_add(self.linger?)?;
+        Some(back.saturating_duration_since(self.now))
+    }
+
+    fn adopt(&mut self, handler: &mut H, newcomer: Newcomer<H::Opening>) {
+        let Newcomer {
             descriptor,
             opening,
             place,
             admission,
-        } = arrival;
+        } = newcomer;
         let key = self.slots.next_key();
         let mailbox = Arc::clone(self.mailbox());
         descriptor.owned_by(Owner::new(key, Arc::clone(&mailbox), admission));
@@ -421,6 +511,11 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
                         engine.time_out(handler, slot);
                         engine.settle(handler, slot);
                     });
+                }
+                Some((due, Expiry::FirstByte)) if due <= self.now => {
+                    connection.had_its_say = true;
+                    self.unpark(key, Readiness::default());
+                    self.guarded(handler, key.slot, Self::settle);
                 }
                 Some(_) | None => self.set_timer(key.slot),
             }
@@ -930,7 +1025,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if let Some(owner) = descriptor.owner() {
             owner.is_ending();
         }
-        if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() {
+        if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() && !descriptor.is_sole() {
             // Fails only where the descriptor is gone already, and with it the entry.
             let _ = self.poller.remove(&descriptor);
         }
@@ -955,6 +1050,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         for slot in self.slots.numbers() {
             self.guarded(handler, slot, Self::stop_one);
         }
+        self.sources.clear();
         self.mailbox().end_turn();
     }
 

@@ -26,6 +26,7 @@ use crate::counters::Counters;
 use crate::descriptor::Descriptor;
 use crate::poller::Readiness;
 use crate::service::{Admission, Limits, Service};
+use crate::source::Source;
 
 /// Something for a handler, which the engine carries without looking at it.
 pub type Payload = Box<dyn Any + Send>;
@@ -60,8 +61,14 @@ pub(crate) enum Signal {
 /// For one connection, or for the handler itself.
 pub(crate) type Message = (Option<Key>, Payload);
 
+/// What comes in through a [`Door`].
+pub(crate) enum Arrival<O> {
+    Newcomer(Newcomer<O>),
+    Source(Box<dyn Source<O>>),
+}
+
 /// A descriptor on its way in, with what its handler will want to know.
-pub(crate) struct Arrival<O> {
+pub(crate) struct Newcomer<O> {
     pub(crate) descriptor: Arc<Descriptor>,
     pub(crate) opening: O,
     pub(crate) place: Place,
@@ -271,7 +278,7 @@ impl<T> From<TrySendError<T>> for SendError {
 pub(crate) struct Place(Arc<Mailbox>);
 
 impl Place {
-    fn take(mailbox: &Arc<Mailbox>) -> Option<Self> {
+    pub(crate) fn take(mailbox: &Arc<Mailbox>) -> Option<Self> {
         let counters = &mailbox.counters;
         if !counters.active.add_below(mailbox.max_connections) {
             counters.refused.add(1);
@@ -341,27 +348,40 @@ impl<O> Door<O> {
         let Some(place) = Place::take(&self.mailbox) else {
             return Err((SendError::Full, opening, admission));
         };
-        let arrival = Arrival {
+        let newcomer = Newcomer {
             descriptor,
             opening,
             place,
             admission,
         };
+        match self.send(Arrival::Newcomer(newcomer)) {
+            Some(Arrival::Newcomer(refused)) => {
+                Err((SendError::Full, refused.opening, refused.admission))
+            }
+            Some(Arrival::Source(_)) | None => Ok(()),
+        }
+    }
+
+    /// Lends the worker a source of connections. It is given back, that is dropped, when no
+    /// connection has come from it for the linger, when it cannot go on, and when the context
+    /// ends.
+    pub fn lend(&self, source: Box<dyn Source<O>>) {
+        if !self.mailbox.is_stopping() {
+            // What does not get in is given back at once.
+            drop(self.send(Arrival::Source(source)));
+        }
+    }
+
+    /// Gives back what does not get in.
+    fn send(&self, arrival: Arrival<O>) -> Option<Arrival<O>> {
         let sent = self.arrivals.try_send(arrival);
         // Begins with a full fence.
         self.mailbox.wake();
         if self.mailbox.is_stopping() {
             clear(&self.leftovers);
         }
-        sent.map_err(|error| {
-            let error_kind = match error {
-                TrySendError::Full(_) => SendError::Full,
-                // Cannot be while this door itself holds a receiver.
-                TrySendError::Disconnected(_) => SendError::Closed,
-            };
-            let arrival = error.into_inner();
-            (error_kind, arrival.opening, arrival.admission)
-        })
+        // It is full: it cannot be disconnected while this door itself holds a receiver.
+        sent.err().map(TrySendError::into_inner)
     }
 
     /// The rest of the inbox.

@@ -33,6 +33,7 @@ mod outbox;
 mod poller;
 mod reason;
 mod service;
+mod source;
 mod state;
 mod timers;
 
@@ -49,4 +50,5 @@ pub use link::{Link, Owner, PushError, Watcher};
 pub use poller::Readiness;
 pub use reason::Reason;
 pub use service::{Admission, Limits, Service, SlowConsumer, Stage};
+pub use source::{Offer, Source};
 pub use state::{Effect, Input, State};

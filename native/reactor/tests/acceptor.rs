@@ -83,6 +83,7 @@ fn a_connection_comes_with_its_peer() {
     for (any, kind) in [("127.0.0.1:0", Kind::Tcp), ("[::1]:0", Kind::Tcp)] {
         let acceptor = open(&tcp(any));
         assert_eq!(acceptor.kind(), kind);
+        assert!(!acceptor.is_ready());
         assert!(is_empty(&acceptor));
         let mut client = TcpStream::connect(address(&acceptor)).expect("a connection");
         let (server, peer) = next(&acceptor);
@@ -177,6 +178,7 @@ fn shut_ends_every_duplicate() {
         // Who waits is woken.
         let mut asked = [PollFd::new(duplicate.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut asked, PollTimeout::ZERO), Ok(1));
+        assert!(duplicate.is_ready(), "there is something to learn");
         assert!(is_shut(&duplicate));
         assert!(is_shut(&acceptor));
     }
@@ -278,6 +280,25 @@ fn a_file_that_is_no_socket_is_left_alone() {
     );
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn an_abstract_name_is_no_file() {
+    use std::os::linux::net::SocketAddrExt;
+    let name = format!("acceptor_{}", std::process::id());
+    let endpoint = Endpoint::Unix(PathBuf::from(format!("\0{name}")));
+    let acceptor = open(&endpoint);
+    assert_eq!(refusal(&endpoint), ErrorKind::AddrInUse);
+    let Ok(Address::Unix(path)) = acceptor.address() else {
+        panic!("no Unix address");
+    };
+    assert_eq!(Endpoint::Unix(path), endpoint);
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
+    let _client = UnixStream::connect_addr(&address).expect("a connection");
+    next(&acceptor);
+    drop(acceptor);
+    open(&endpoint);
+}
+
 #[test]
 fn a_path_that_cannot_be_is_refused() {
     let long = Endpoint::Unix(PathBuf::from("x".repeat(200)));
@@ -308,6 +329,8 @@ fn without_descriptors_it_is_exhausted() {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");
     setrlimit(Resource::RLIMIT_NOFILE, 3, hard).expect("a lower limit");
     let short = acceptor.accept();
+    // That somebody waits can be seen without a descriptor.
+    assert!(acceptor.is_ready());
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("the old limit");
     assert!(
         matches!(short, Accepted::Exhausted(Errno::EMFILE)),

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::Result;
+use crate::connection::PATIENCE;
 
 pub(crate) const USAGE: &str = "\
 usage: load --address HOST:PORT [options]
@@ -19,6 +20,18 @@ usage: load --address HOST:PORT [options]
   --churn           connect, one echo, close, and again
   --mixed-close     the same, closing in turn by FIN, by reset, by half-close, with unread data
   --count N         end --churn or --mixed-close after N connections instead of --seconds
+  --rounds R        every connection echoes R times, --window W of them (default 100) at a time
+  --crowd           all connect at once, echo once, and are held for --hold S seconds, or with
+                    --hold-all until the last has had its echo
+  --dribble         a byte every --interval S on each connection, until the server closes it
+  --storm           resets, half-opens and abandoned writes, one after the other
+  --hoard           send --total BYTES on each, read nothing for --hold S seconds, then read it all
+  --reconnect       an echo every --interval S on each connection, and a new one for each that fails
+  --probe           connect, one echo, close, every --interval S; and an echo on one that stays,
+                    unless there are --visits-only
+  --interval S      default 0.02
+  --patience S      no progress for so long is a failure (default 10)
+  --until-told      go on until stdin ends instead of for --seconds
   --json            one line of JSON instead of text";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +39,13 @@ pub(crate) enum Mode {
     Steady,
     Churn,
     MixedClose,
+    Rounds,
+    Crowd,
+    Dribble,
+    Storm,
+    Hoard,
+    Reconnect,
+    Probe,
 }
 
 impl Mode {
@@ -34,10 +54,18 @@ impl Mode {
             Mode::Steady => "steady",
             Mode::Churn => "churn",
             Mode::MixedClose => "mixed-close",
+            Mode::Rounds => "rounds",
+            Mode::Crowd => "crowd",
+            Mode::Dribble => "dribble",
+            Mode::Storm => "storm",
+            Mode::Hoard => "hoard",
+            Mode::Reconnect => "reconnect",
+            Mode::Probe => "probe",
         }
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Args {
     pub(crate) mode: Mode,
     pub(crate) address: SocketAddr,
@@ -49,6 +77,15 @@ pub(crate) struct Args {
     pub(crate) greet: bool,
     pub(crate) pid: Option<u32>,
     pub(crate) count: Option<u64>,
+    pub(crate) rounds: u32,
+    pub(crate) window: usize,
+    pub(crate) hold: Duration,
+    pub(crate) hold_all: bool,
+    pub(crate) total: u64,
+    pub(crate) interval: Duration,
+    pub(crate) patience: Duration,
+    pub(crate) until_told: bool,
+    pub(crate) visits_only: bool,
     pub(crate) json: bool,
 }
 
@@ -67,6 +104,15 @@ impl Args {
             greet: false,
             pid: None,
             count: None,
+            rounds: 0,
+            window: 100,
+            hold: Duration::ZERO,
+            hold_all: false,
+            total: 24 * 1024 * 1024,
+            interval: Duration::from_millis(20),
+            patience: PATIENCE,
+            until_told: false,
+            visits_only: false,
             json: false,
         };
         while let Some(word) = words.next() {
@@ -83,6 +129,24 @@ impl Args {
                 "--count" => args.count = Some(value(&word, next()?)?),
                 "--churn" => args.mode = Mode::Churn,
                 "--mixed-close" => args.mode = Mode::MixedClose,
+                "--rounds" => {
+                    args.mode = Mode::Rounds;
+                    args.rounds = value(&word, next()?)?;
+                }
+                "--window" => args.window = value(&word, next()?)?,
+                "--crowd" => args.mode = Mode::Crowd,
+                "--hold" => args.hold = seconds(&word, next()?)?,
+                "--hold-all" => args.hold_all = true,
+                "--dribble" => args.mode = Mode::Dribble,
+                "--storm" => args.mode = Mode::Storm,
+                "--hoard" => args.mode = Mode::Hoard,
+                "--total" => args.total = value(&word, next()?)?,
+                "--reconnect" => args.mode = Mode::Reconnect,
+                "--probe" => args.mode = Mode::Probe,
+                "--interval" => args.interval = seconds(&word, next()?)?,
+                "--patience" => args.patience = seconds(&word, next()?)?,
+                "--visits-only" => args.visits_only = true,
+                "--until-told" => args.until_told = true,
                 "--json" => args.json = true,
                 "--help" | "-h" => return Ok(None),
                 _ => return Err(format!("unknown option {word}\n{USAGE}").into()),
@@ -97,15 +161,19 @@ impl Args {
         if self.size == 0 {
             return Err("--size must be at least 1".into());
         }
-        match self.mode {
-            Mode::Steady if self.count.is_some() => {
-                Err("--count goes with --churn or --mixed-close".into())
-            }
-            Mode::Churn | Mode::MixedClose if self.connections == 0 || self.idle > 0 => {
-                Err("--churn and --mixed-close need --connections and know no --idle".into())
-            }
-            Mode::Steady | Mode::Churn | Mode::MixedClose => Ok(()),
+        if self.count.is_some() && !matches!(self.mode, Mode::Churn | Mode::MixedClose) {
+            return Err("--count goes with --churn or --mixed-close".into());
         }
+        if self.mode == Mode::Steady {
+            return Ok(());
+        }
+        if self.connections == 0 || self.idle > 0 {
+            return Err("only a steady load knows --idle and no --connections".into());
+        }
+        if self.window == 0 || self.interval.is_zero() {
+            return Err("--window and --interval must be positive".into());
+        }
+        Ok(())
     }
 }
 

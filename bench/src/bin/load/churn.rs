@@ -13,9 +13,9 @@ use crate::args::{Args, Mode};
 use crate::connection::{Connection, PATIENCE, Progress};
 use crate::histogram::Histogram;
 use crate::message::Pattern;
+use crate::poll::timeout;
 use crate::process::Process;
 use crate::report::{Report, ServerCost, Window};
-use crate::steady::timeout;
 
 /// How a connection ends, from the client's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,9 +99,10 @@ impl Churn {
     fn new(args: &Args) -> Result<Churn> {
         Ok(Churn {
             address: args.address,
-            endings: match args.mode {
-                Mode::MixedClose => &MIXED,
-                Mode::Churn | Mode::Steady => &MIXED[..1],
+            endings: if args.mode == Mode::MixedClose {
+                &MIXED
+            } else {
+                &MIXED[..1]
             },
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             slots: (0..args.connections).map(|_| None).collect(),

@@ -111,6 +111,34 @@ impl Pattern {
     }
 }
 
+/// The most that a `Stream` gives at once.
+pub(crate) const MAX_PIECE: usize = 1 << 16;
+
+/// An endless stream of known bytes, different on each connection: what was sent at any place can be
+/// told without keeping it.
+pub(crate) struct Stream {
+    /// One period, and what follows it.
+    bytes: Vec<u8>,
+    begin: u64,
+}
+
+impl Stream {
+    pub(crate) fn new(connection: u32) -> Stream {
+        let period = Pattern::new(0).bytes;
+        let bytes = period.iter().copied().cycle();
+        Stream {
+            bytes: bytes.take(PLACES + MAX_PIECE).collect(),
+            begin: u64::from(connection) * 7919,
+        }
+    }
+
+    /// The bytes from `offset` on, at most `len` of them and `MAX_PIECE`.
+    pub(crate) fn piece(&self, offset: u64, len: usize) -> &[u8] {
+        let place = ((self.begin + offset) % PLACES as u64) as usize;
+        &self.bytes[place..place + len.min(MAX_PIECE)]
+    }
+}
+
 fn stamp(connection: u32, sequence: u32) -> [u8; STAMP_BYTES] {
     ((u64::from(connection) << 32) | u64::from(sequence)).to_be_bytes()
 }
@@ -164,6 +192,20 @@ mod tests {
             let found = pattern.check(1, 2, 0, &got).map_err(|wrong| wrong.offset);
             assert_eq!(found, Err(size));
         }
+    }
+
+    #[test]
+    fn a_stream_is_the_same_however_it_is_cut() {
+        let stream = Stream::new(3);
+        for offset in [0, 1, 40_000, 65_520, 65_521, 1 << 40] {
+            let whole = stream.piece(offset, usize::MAX);
+            assert_eq!(whole.len(), MAX_PIECE);
+            for cut in [1, 100, 30_000, MAX_PIECE - 1] {
+                let rest = stream.piece(offset + cut as u64, MAX_PIECE - cut);
+                assert!(rest == &whole[cut..]);
+            }
+        }
+        assert!(Stream::new(4).piece(0, 100) != stream.piece(0, 100));
     }
 
     #[test]

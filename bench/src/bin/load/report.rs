@@ -101,9 +101,10 @@ impl ServerCost {
 
 impl Report {
     pub(crate) fn text(&self) -> String {
-        let unit = match self.mode {
-            Mode::Steady => "requests",
-            Mode::Churn | Mode::MixedClose => "connections",
+        let unit = if self.mode == Mode::Steady {
+            "requests"
+        } else {
+            "connections"
         };
         let mut text = format!(
             "{}: {} connections, {} idle, {} bytes, {:.2} s, every byte right\n\

@@ -1,15 +1,16 @@
 //! Steady load: connections that stay open, some of them busy, some silent.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::Result;
 use crate::args::Args;
 use crate::connection::{Connection, PATIENCE, Progress};
 use crate::histogram::Histogram;
 use crate::message::Pattern;
+use crate::poll::timeout;
 use crate::process::Process;
 use crate::report::{Report, ServerCost, Window};
 
@@ -200,10 +201,4 @@ impl Busy {
         self.under_way += 1;
         Ok(())
     }
-}
-
-/// Rounded up, so that the last wait before a deadline does not spin.
-pub(crate) fn timeout(left: Duration) -> EpollTimeout {
-    let millis = left.as_micros().div_ceil(1000);
-    EpollTimeout::from(u16::try_from(millis).unwrap_or(u16::MAX))
 }

@@ -18,7 +18,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use reactor::{
     Action, Demultiplexer, Descriptor, Door, Engine, Flushed, Handler, Interest, Key, Mailbox,
-    NoDemultiplexer, Readiness, Reason, SendError, Settings, Turn, Verdict,
+    NoDemultiplexer, Owner, Payload, Readiness, Reason, SendError, Service, Settings, Turn,
+    Verdict,
 };
 
 /// After this long a fact will not come true any more.
@@ -41,6 +42,8 @@ pub(crate) struct Record {
     pub(crate) flushes: AtomicUsize,
     pub(crate) bytes: AtomicUsize,
     pub(crate) lost: AtomicUsize,
+    pub(crate) timeouts: AtomicUsize,
+    pub(crate) messages: Mutex<Vec<String>>,
     pub(crate) reasons: Mutex<Vec<Reason>>,
     pub(crate) panics: AtomicUsize,
     descriptor: Mutex<Weak<Descriptor>>,
@@ -139,7 +142,10 @@ pub(crate) struct Script {
     writable: Option<Reaction>,
     flush: Option<Reaction>,
     lost: Option<Reaction>,
+    timeout: Option<Reaction>,
+    draining: Option<Reaction>,
     refuses: bool,
+    reads_on: bool,
 }
 
 macro_rules! reactions {
@@ -163,11 +169,19 @@ reactions! {
     on_room writable,
     on_flush flush,
     on_lost lost,
+    on_timeout timeout,
+    on_draining draining,
 }
 
 impl Script {
     pub(crate) fn echo() -> Self {
         Self::default()
+    }
+
+    /// Tells how much it has to write, so that it is read meanwhile.
+    pub(crate) fn reads_on(mut self) -> Self {
+        self.reads_on = true;
+        self
     }
 
     pub(crate) fn refusal() -> Self {
@@ -183,6 +197,11 @@ impl Script {
 pub(crate) struct Echo {
     pub(crate) panics: Vec<String>,
     pub(crate) naps: usize,
+    pub(crate) errands: Vec<String>,
+}
+
+pub(crate) fn owner(descriptor: &Descriptor) -> &Owner {
+    descriptor.owner().expect("an engine has it")
 }
 
 impl Echo {
@@ -259,6 +278,36 @@ impl Handler for Echo {
         Self::play(&mut talk, descriptor, |script| &mut script.lost);
     }
 
+    fn backlog(&mut self, talk: &mut Talk) -> Option<usize> {
+        let waiting = talk.outbox.iter().map(Vec::len).sum();
+        talk.script.reads_on.then_some(waiting)
+    }
+
+    fn timeout(&mut self, talk: &mut Talk, descriptor: &Arc<Descriptor>) -> Verdict {
+        add(&talk.record.timeouts, 1);
+        Self::play(talk, descriptor, |script| &mut script.timeout).unwrap_or(Ok(Action::Close))
+    }
+
+    fn draining(&mut self, talk: &mut Talk, descriptor: &Arc<Descriptor>) -> Verdict {
+        Self::play(talk, descriptor, |script| &mut script.draining).unwrap_or_else(|| {
+            owner(descriptor).close_when_idle();
+            Ok(Action::Continue)
+        })
+    }
+
+    /// A text is noted and sent to the peer.
+    fn message(&mut self, talk: &mut Talk, _: &Arc<Descriptor>, message: Payload) -> Verdict {
+        let text = message.downcast::<String>().expect("a text");
+        talk.outbox.push_back(text.clone().into_bytes());
+        lock(&talk.record.messages).push(*text);
+        Ok(Action::WritePending)
+    }
+
+    fn errand(&mut self, errand: Payload) {
+        self.errands
+            .push(*errand.downcast::<String>().expect("a text"));
+    }
+
     fn panicked(&mut self, _: Option<&Arc<Descriptor>>, message: &str) {
         self.panics.push(message.to_owned());
     }
@@ -275,6 +324,7 @@ pub(crate) struct World<D: Demultiplexer> {
     pub(crate) echo: Echo,
     pub(crate) door: Door<(Script, Arc<Record>)>,
     pub(crate) turns: usize,
+    linger: Option<Duration>,
 }
 
 impl World<NoDemultiplexer> {
@@ -302,7 +352,13 @@ impl<D: Demultiplexer> World<D> {
             echo: Echo::default(),
             door,
             turns: 0,
+            linger,
         }
+    }
+
+    /// Whether nothing is ever parked or given back.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.linger.is_none()
     }
 
     /// Hands a descriptor in; the engine's is then the only one.
@@ -321,6 +377,22 @@ impl<D: Demultiplexer> World<D> {
             .hand_in(descriptor, (script, Arc::clone(&record)))
             .map_err(|(error, _)| error)?;
         Ok(record)
+    }
+
+    /// Hands in a descriptor of a service.
+    pub(crate) fn serve_for(
+        &self,
+        service: &Arc<Service>,
+        fd: impl AsFd,
+        script: Script,
+    ) -> Arc<Record> {
+        let descriptor = Descriptor::adopt(fd.as_fd()).expect("it can be served");
+        let record = Arc::new(Record::default());
+        let admission = service.admit().expect("a place");
+        let opening = (script, Arc::clone(&record));
+        let admitted = self.door.admit(descriptor, opening, admission);
+        assert!(admitted.is_ok(), "the engine takes it");
+        record
     }
 
     pub(crate) fn mailbox(&self) -> Arc<Mailbox> {

@@ -1,0 +1,29 @@
+# shellcheck shell=bash
+# What script/bench and script/prove need beside the build, for them to source: descriptors, and a throw-away Python
+# environment with uvloop.
+
+# More than this only makes the BEAM allocate larger tables.
+descriptors_wanted=65536
+# Ignored by git; may be deleted at any time.
+environment=bench/results/tmp/.venv
+
+raise_descriptor_limit() { # CALLER NEEDED
+  local hard
+  hard=$(ulimit -H -n)
+  if [ "$hard" = unlimited ] || [ "$hard" -gt $descriptors_wanted ]; then hard=$descriptors_wanted; fi
+  [ "$hard" -ge "$2" ] || { echo "$1: $2 descriptors are needed and the hard limit is $hard" >&2; exit 1; }
+  ulimit -S -n "$hard"
+}
+
+# For the Python that py_reactor is built against, so that all servers compare the same one.
+throw_away_environment() { # CALLER
+  local stamp
+  stamp="$PYO3_PYTHON $("$PYO3_PYTHON" -V) $(cksum <bench/requirements.txt)"
+  [ "$stamp" != "$(cat $environment/made-from 2>/dev/null)" ] || return 0
+  echo "$1: making a throw-away Python environment"
+  rm -rf $environment
+  "$PYO3_PYTHON" -m venv $environment || { echo "$1: $PYO3_PYTHON cannot make a virtual environment" >&2; exit 1; }
+  $environment/bin/python -m pip install -q --disable-pip-version-check -r bench/requirements.txt ||
+    { echo "$1: pip could not install bench/requirements.txt" >&2; exit 1; }
+  echo "$stamp" >$environment/made-from
+}
