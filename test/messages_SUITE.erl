@@ -1344,6 +1344,77 @@ leaves_no_memory(Work) ->
     wait_until("the memory is given back", fun() -> erlang:memory(total) - Before < 2_000_000 end).
 
 %%--------------------------------------------------------------------------------------------------
+%% All together
+
+whatever_happens_every_monitor_tells_once_and_nothing_is_left(_Config) ->
+    exec(
+        "import random\n"
+        "class Chaos(reactor_case.Counted):\n"
+        "    def connection_made(self, fd, client_info):\n"
+        "        self.set_timeout(random.choice([0, 0.001, 0.05, 10, None]))\n"
+        "        self.set_slow_consumer(random.choice(['drop_old', 'drop_new', 'disconnect']))\n"
+        "        if random.random() < 0.1:\n"
+        "            self.pause_reading()\n"
+        "        erlang.send(client_info['owner'], ('connection', self.connection))\n"
+        "        return random.choice([None, 'continue', 'pause', 'write_pending'])\n"
+        "    def data_received(self, data):\n"
+        "        self.write_buffer += data * random.choice([1, 1, 1000])\n"
+        "        return random.choice([\n"
+        "            None, 'write_pending', 'continue', 'read_pending', 'pause', 'close', 'abort', 17\n"
+        "        ])\n"
+        "    def message_received(self, message):\n"
+        "        self.set_timeout(random.choice([0, 0.001, None]))\n"
+        "        random.choice([self.pause_reading, self.resume_reading])()\n"
+        "        if random.random() < 0.1:\n"
+        "            action = random.choice(['close', 'read_pending', 'write_pending', 'abort'])\n"
+        "            threading.Thread(target=reactor.resume, args=(self, action)).start()\n"
+        "        return random.choice([None, 'continue', 'pause', 'close', 'abort'])\n"
+        "    def timeout_expired(self):\n"
+        "        self.set_timeout(random.choice([0.001, None, None]))\n"
+        "        return random.choice(['continue', None, 'close', 'abort', 'pause'])\n"
+        "reactor.set_protocol_factory(Chaos)\n"
+    ),
+    together(10, fun(_) ->
+        Listener = reactor_case:listen(),
+        [chaotic_life(Listener) || _ <- lists:seq(1, 100)],
+        ok = gen_tcp:close(Listener)
+    end),
+    reactor_case:await_ledger(1000).
+
+chaotic_life(Listener) ->
+    Client = reactor_case:open(Listener, #{owner => self()}),
+    Connection = receive {<<"connection">>, Handle} -> Handle end,
+    Monitors = [py_reactor_connection:monitor(Connection) || _ <- lists:seq(1, 3)],
+    [chaotic_step(Client, Connection) || _ <- lists:seq(1, rand:uniform(6))],
+    true = py_reactor_connection:demonitor(hd(Monitors)),
+    chaotic_end(rand:uniform(4), Client, Connection),
+    [_ = reason_of(Monitor, Connection) || Monitor <- tl(Monitors)],
+    {error, closed} = send(Connection, x),
+    no_down(),
+    ok = gen_tcp:close(Client).
+
+chaotic_step(Client, Connection) ->
+    case rand:uniform(4) of
+        1 -> _ = gen_tcp:send(Client, rand:bytes(rand:uniform(100)));
+        2 -> _ = send(Connection, {hello, Connection});
+        3 -> [push(Connection, rand:bytes(rand:uniform(60_000))) || _ <- lists:seq(1, 10)];
+        4 -> _ = gen_tcp:recv(Client, 0, 1)
+    end.
+
+chaotic_end(1, Client, _Connection) ->
+    reset(Client);
+chaotic_end(2, Client, Connection) ->
+    _ = gen_tcp:shutdown(Client, write),
+    close(Connection),
+    reset(Client);
+chaotic_end(3, Client, Connection) ->
+    close(Connection),
+    reset(Client);
+chaotic_end(4, Client, Connection) ->
+    ok = gen_tcp:close(Client),
+    close(Connection).
+
+%%--------------------------------------------------------------------------------------------------
 
 %% As `told:protocol', of a class that also tells its connection and notes who it is.
 protocol(Body) ->

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import erlang
 import erlang.reactor as reactor
 
 Drive = Callable[[reactor.ProtocolFactory], tuple[reactor.Protocol, socket.socket]]
@@ -138,3 +139,45 @@ def test_what_is_no_action_is_an_error(drive: Drive, word: object) -> None:
 def test_a_factory_makes_protocols(factory: object) -> None:
     with pytest.raises(TypeError):
         reactor.set_protocol_factory(factory)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda protocol: protocol.set_timeout(1),
+        lambda protocol: protocol.pause_reading(),
+        lambda protocol: protocol.resume_reading(),
+        lambda protocol: protocol.set_slow_consumer("drop_old"),
+        lambda protocol: protocol.draining(),
+        lambda protocol: reactor.resume(protocol),
+    ],
+)
+def test_what_only_an_engine_can_do_is_an_error(
+    drive: Drive, ask: Callable[[reactor.Protocol], object]
+) -> None:
+    with pytest.raises(ValueError, match="no connection yet"):
+        ask(reactor.Protocol())
+    protocol, _far = drive(Echo)
+    with pytest.raises(ValueError, match="driven by hand"):
+        ask(protocol)
+
+
+def test_a_connection_is_the_same_each_time(drive: Drive) -> None:
+    with pytest.raises(ValueError, match="no connection yet"):
+        _ = reactor.Protocol().connection
+    one, other = drive(Echo)[0], drive(Echo)[0]
+    assert isinstance(one.connection, erlang.Connection)
+    assert one.connection == one.connection
+    assert hash(one.connection) == hash(one.connection)
+    assert one.connection != other.connection
+    assert {one.connection: "one", other.connection: "other"}[one.connection] == "one"
+    assert repr(one.connection).startswith("<erlang.Connection ")
+    kept = one.connection
+    reactor.close_connection(one.fd)
+    assert kept == one.connection
+
+
+def test_a_timeout_that_a_test_calls_itself_closes(drive: Drive) -> None:
+    protocol, _far = drive(Echo)
+    assert protocol.timeout_expired() == "close"
+    assert protocol.message_received("hello") == "continue"
