@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::descriptor::{Descriptor, Kind};
+use crate::descriptor::Descriptor;
 use crate::inbox::{Key, Place};
+use crate::kind::Kind;
 use crate::link::Owner;
 use crate::poller::Readiness;
 use crate::reason::Reason;
