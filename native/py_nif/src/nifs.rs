@@ -476,8 +476,8 @@ fn connection_push<'a>(
         Err(refused) => {
             let reason = match refused {
                 PushError::Closed => reactor_atoms::closed(),
+                PushError::Full => atoms::overload(),
                 PushError::Dropped => reactor_atoms::dropped(),
-                PushError::Busy => atoms::overload(),
                 PushError::TooLarge => reactor_atoms::too_large(),
             };
             (error(), reason).encode(env)

@@ -888,6 +888,9 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             let backlog = handler.backlog(&mut connection.user);
             connection.weigh(backlog);
         }
+        if connection.state == State::Reading {
+            connection.flooded = false;
+        }
         if connection.is_busy() {
             enqueue(&mut self.ready, connection, key);
         }
@@ -1018,6 +1021,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         } = connection;
         if watch == Watch::Parked {
             self.mailbox().counters().parked.subtract(1);
+        }
+        // Before the loss is told: who hears of it is told the same by whatever it tries.
+        if let Some(owner) = descriptor.owner() {
+            owner.is_ending();
         }
         if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() && !descriptor.is_sole() {
             // Fails only where the descriptor is gone already, and with it the entry.
