@@ -2,13 +2,15 @@
 %%%
 %%% It asks every context which job its worker is in and since when, which takes neither the GIL nor a
 %%% lock, and asks again when a job that it has seen would be overdue: so it notices each one within a
-%%% millisecond or so of `slow_callback_ms', although it looks only once in that time. For one that is
+%%% millisecond or so of `slow_callback_ms', although it looks only once in that time. When all workers
+%%% are idle it has the first that begins a job tell, and hardly looks at all. For one that is
 %%% overdue it has Python's main thread take the stack, as soon as that can have the GIL. While C code
 %%% holds the GIL nobody can; if that takes as long again, the callback is logged without its stack.
 %%% Each callback is logged once, and again whenever it has taken twice as long. So is what a worker
 %%% does between callbacks, such as importing a protocol: it holds up the same connections.
 %%%
-%%% Messages: `look', its own reminder; `{py_look, Tag, Seen}', what Python's main thread has seen.
+%%% Messages: `{timeout, Reminder, look}', its own reminder; `py_busy', from a worker that was idle;
+%%% `{py_look, Tag, Seen}', what Python's main thread has seen.
 -module(py_reactor_watchdog).
 
 -behaviour(gen_server).
@@ -39,13 +41,17 @@
 
 -record(state, {
     slow_ms :: pos_integer(),
+    reminder :: reference(),
+    %% Whether all were idle: nothing was due at that time.
+    idle = false :: boolean(),
     watches = #{} :: #{pid() => #watch{}},
     looks = #{} :: #{pid() => #look{}},
     next_tag = 0 :: non_neg_integer()
 }).
 
-%% Not before the next tick of the timer.
--define(SOON_MS, 1).
+%% A worker that begins a job in the very moment in which it is asked to tell may not do so; it is
+%% noticed so much later.
+-define(IDLE_MS, 1000).
 
 %% From so long a wait on it is worth saying that somebody held the GIL. Python's threads give it to
 %% each other every 5 ms.
@@ -61,8 +67,7 @@ start_link(#{slow_callback_ms := SlowMs}) ->
 %% @private
 -spec init(pos_integer()) -> {ok, #state{}}.
 init(SlowMs) ->
-    remind(SlowMs),
-    {ok, #state{slow_ms = SlowMs}}.
+    {ok, #state{slow_ms = SlowMs, reminder = remind(SlowMs)}}.
 
 %% @private
 -spec handle_call(term(), gen_server:from(), #state{}) -> {reply, {error, unknown_call}, #state{}}.
@@ -78,12 +83,16 @@ handle_cast(Cast, State) ->
 
 %% @private
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
-handle_info(look, #state{slow_ms = SlowMs} = State) ->
-    Contexts = py_reactor_pool:list(),
-    Known = State#state{watches = maps:with([Pid || {Pid, _, _, _} <- Contexts], State#state.watches)},
-    {WaitMs, Next} = lists:foldl(fun watch/2, {SlowMs, Known}, Contexts),
-    remind(WaitMs),
-    {noreply, Next};
+handle_info({timeout, Reminder, look}, #state{reminder = Reminder} = State) ->
+    {noreply, look(State)};
+handle_info({timeout, _Cancelled, look}, State) ->
+    {noreply, State};
+handle_info(py_busy, #state{idle = true, slow_ms = SlowMs, reminder = Reminder} = State) ->
+    %% The job has just begun.
+    _ = erlang:cancel_timer(Reminder),
+    {noreply, State#state{idle = false, reminder = remind(SlowMs)}};
+handle_info(py_busy, State) ->
+    {noreply, State};
 handle_info({py_look, Tag, Seen}, #state{looks = Looks} = State) ->
     %% A look from before a restart of this process is nobody's.
     case [{Pid, Look} || {Pid, #look{tag = T} = Look} <- maps:to_list(Looks), T =:= Tag] of
@@ -122,8 +131,20 @@ what(Callback, Whose) -> [Whose, Callback].
 %%--------------------------------------------------------------------------------------------------
 
 remind(WaitMs) ->
-    _ = erlang:send_after(WaitMs, self(), look),
-    ok.
+    erlang:start_timer(WaitMs, self(), look).
+
+look(#state{slow_ms = SlowMs, watches = Watches} = State) ->
+    Contexts = py_reactor_pool:list(),
+    Known = maps:with([Pid || {Pid, _, _, _} <- Contexts], Watches),
+    {WaitMs, Next} = lists:foldl(fun watch/2, {SlowMs, State#state{watches = Known}}, Contexts),
+    case Next#state.watches of
+        None when map_size(None) =:= 0 ->
+            %% What begins from here on tells.
+            _ = [ok = py_nif:context_await_job(Handle) || {_, Handle, _, _} <- Contexts],
+            Next#state{idle = true, reminder = remind(max(SlowMs, ?IDLE_MS))};
+        _ ->
+            Next#state{idle = false, reminder = remind(WaitMs)}
+    end.
 
 watch({Pid, Handle, Label, _Since}, {WaitMs, #state{watches = Watches} = State}) ->
     case py_nif:context_glance(Handle) of

@@ -968,6 +968,33 @@ rest_of_output(Client, Before) ->
         Tail -> rest_of_output(Client, binary_part(Tail, byte_size(Tail), -4))
     end.
 
+what_once_was_too_much_is_forgotten_when_it_is_written(Config) ->
+    protocol(
+        "def data_received(self, data):\n"
+        "    if data.isdigit():\n"
+        "        while self.write(bytes(65536)):\n"
+        "            pass\n"
+        "        self.write_buffer += b'.' * (int(data) - 4) + b'rest'\n"
+        "        tell('full')\n"
+        "        return 'write_pending'\n"
+        "    tell('data', data)\n"
+    ),
+    Client = connected(Config),
+    %% Above the high-water mark: not read until all is written.
+    ok = gen_tcp:send(Client, "100000"),
+    {} = next(<<"full">>),
+    ok = gen_tcp:send(Client, "one"),
+    nothing(),
+    rest_of_output(Client),
+    {<<"one">>} = next(<<"data">>),
+    %% Between the marks, and never above: read at once.
+    ok = gen_tcp:send(Client, "30000"),
+    {} = next(<<"full">>),
+    ok = gen_tcp:send(Client, "two"),
+    {<<"two">>} = next(<<"data">>),
+    rest_of_output(Client),
+    end_of(Client).
+
 the_end_of_a_stream_during_a_write_is_told_and_the_write_is_finished(Config) ->
     protocol(
         [

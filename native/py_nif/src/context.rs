@@ -152,6 +152,11 @@ impl Context {
         self.activity.glance()
     }
 
+    /// Has `notice` called when the worker begins its next job, or at once if it is in one.
+    pub(crate) fn when_busy(&self, notice: impl FnOnce() + Send + 'static) {
+        self.activity.when_busy(notice);
+    }
+
     /// Has Python's main thread look at a job as soon as it can have the GIL. Gives what it saw, and
     /// how long it waited, to `tell`, without the GIL; None if the job has ended.
     pub(crate) fn look(

@@ -353,7 +353,7 @@ fn ready(connection: Term<'_>, readiness: rustler::Atom) -> NifResult<bool> {
 
 mod watch_atoms {
     rustler::atoms! {
-        none, py_look, ended, job, age_ms, callback, fd, protocol, peer, stack, waited_ms
+        none, py_busy, py_look, ended, job, age_ms, callback, fd, protocol, peer, stack, waited_ms
     }
 }
 
@@ -364,6 +364,14 @@ fn context_glance(env: Env<'_>, context: ResourceArc<Context>) -> NifResult<Term
         Some(glance) => encode_glance(env, glance),
         None => Ok(watch_atoms::none().encode(env)),
     }
+}
+
+/// context_await_job(Context) -> ok: the caller gets `py_busy` when the worker begins its next job
+#[rustler::nif]
+fn context_await_job(env: Env<'_>, context: ResourceArc<Context>) -> rustler::Atom {
+    let asker = env.pid();
+    context.when_busy(move || post(asker, |env| watch_atoms::py_busy().encode(env)));
+    ok()
 }
 
 /// context_look(Context, Job, Tag) -> ok: {py_look, Tag, Seen} comes when the GIL can be had
@@ -468,8 +476,8 @@ fn connection_push<'a>(
         Err(refused) => {
             let reason = match refused {
                 PushError::Closed => reactor_atoms::closed(),
+                PushError::Full => atoms::overload(),
                 PushError::Dropped => reactor_atoms::dropped(),
-                PushError::Busy => atoms::overload(),
                 PushError::TooLarge => reactor_atoms::too_large(),
             };
             (error(), reason).encode(env)

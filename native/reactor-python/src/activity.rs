@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
@@ -29,7 +30,6 @@ use crate::stack::{self, Frame};
 
 /// What one Python thread is doing. Only that thread runs jobs; any thread may look, and any
 /// thread that is attached may interrupt.
-#[derive(Debug)]
 pub struct Activity {
     created: Instant,
     thread: AtomicU64,
@@ -45,7 +45,12 @@ pub struct Activity {
     place: AtomicU64,
     /// Whose callback it is: on the stack of `during`, null between callbacks.
     subject: AtomicPtr<Subject>,
+    /// Whether somebody wants to be told of the next job that begins.
+    awaited: AtomicBool,
+    notice: Mutex<Option<Notice>>,
 }
+
+type Notice = Box<dyn FnOnce() + Send>;
 
 /// What a callback is about, borrowed from the worker for as long as it runs.
 #[derive(Debug)]
@@ -126,6 +131,8 @@ impl Default for Activity {
             interrupted: AtomicBool::default(),
             place: AtomicU64::default(),
             subject: AtomicPtr::default(),
+            awaited: AtomicBool::default(),
+            notice: Mutex::default(),
         }
     }
 }
@@ -167,6 +174,28 @@ impl Activity {
         let place = Place::unpack(self.place.load(Ordering::Acquire));
         let glance = Glance { job, age, place };
         (self.current_job() == Some(job)).then_some(glance)
+    }
+
+    /// Has `notice` called, on the thread itself, when the next job begins, or at once if one is
+    /// running. It takes the place of an earlier one that was not called yet.
+    ///
+    /// A job that begins in this very moment may be missed: not to miss it would cost each job a
+    /// memory fence. Who depends on it looks now and then.
+    pub fn when_busy(&self, notice: impl FnOnce() + Send + 'static) {
+        *self.notice.lock() = Some(Box::new(notice));
+        self.awaited.store(true, Ordering::SeqCst);
+        if self.running.load(Ordering::SeqCst) {
+            self.give_notice();
+        }
+    }
+
+    #[cold]
+    fn give_notice(&self) {
+        self.awaited.store(false, Ordering::Relaxed);
+        let notice = self.notice.lock().take();
+        if let Some(notice) = notice {
+            notice();
+        }
     }
 
     /// Looks at the job with this number, if it is still running. Must not be called on the
@@ -242,6 +271,9 @@ impl Activity {
         self.began.store(self.now(), Ordering::Release);
         self.last.store(self.next_job(), Ordering::Release);
         self.running.store(true, Ordering::Release);
+        if self.awaited.load(Ordering::Relaxed) {
+            self.give_notice();
+        }
         let result = job();
         self.running.store(false, Ordering::Release);
         if self.interrupted.load(Ordering::Acquire) {

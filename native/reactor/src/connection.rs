@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::descriptor::{Descriptor, Kind};
+use crate::descriptor::Descriptor;
 use crate::inbox::{Key, Place};
+use crate::kind::Kind;
 use crate::link::Owner;
 use crate::poller::Readiness;
 use crate::reason::Reason;
@@ -81,7 +82,7 @@ pub(crate) struct Connection<C, S> {
     pub(crate) timer_at: Option<Instant>,
     /// The protocol wants nothing read for now.
     pub(crate) reading_held: bool,
-    /// So much waits to be written that nothing is read.
+    /// So much waited to be written that nothing is read until there is little.
     pub(crate) flooded: bool,
     /// It is read while it waits for room to write.
     pub(crate) reads_on: bool,

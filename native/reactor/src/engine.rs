@@ -17,9 +17,10 @@ use nix::errno::Errno;
 use crate::action::Action;
 use crate::connection::{Connection, Expiry, Slots, Watch};
 use crate::demultiplexer::{Demultiplexer, Interest};
-use crate::descriptor::{Kind, Received};
+use crate::descriptor::Received;
 use crate::handler::{Flushed, Handler, Verdict};
 use crate::inbox::{Arrival, Door, Inbox, Key, Mailbox, Newcomer, Payload, Place, Signal};
+use crate::kind::Kind;
 use crate::link::Owner;
 use crate::poller::{Poller, Readiness};
 use crate::reason::Reason;
@@ -887,6 +888,9 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             let backlog = handler.backlog(&mut connection.user);
             connection.weigh(backlog);
         }
+        if connection.state == State::Reading {
+            connection.flooded = false;
+        }
         if connection.is_busy() {
             enqueue(&mut self.ready, connection, key);
         }
@@ -1017,6 +1021,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         } = connection;
         if watch == Watch::Parked {
             self.mailbox().counters().parked.subtract(1);
+        }
+        // Before the loss is told: who hears of it is told the same by whatever it tries.
+        if let Some(owner) = descriptor.owner() {
+            owner.is_ending();
         }
         if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() && !descriptor.is_sole() {
             // Fails only where the descriptor is gone already, and with it the entry.

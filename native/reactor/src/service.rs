@@ -48,7 +48,8 @@ impl Default for Limits {
     }
 }
 
-/// What becomes of pushed messages that the peer does not take in time.
+/// What becomes of pushed messages that the peer does not take in time. Where it is not the peer
+/// that is slow none is taken beyond the limit, and the connection lives on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlowConsumer {
     /// The oldest that wait make room for the newest.
@@ -57,7 +58,7 @@ pub enum SlowConsumer {
     DropNew,
     /// So many messages may wait; with the next the connection ends.
     Buffer(usize),
-    /// None may wait: what the kernel does not take at once ends the connection.
+    /// None may wait for the peer: what the kernel does not take at once ends the connection.
     Disconnect,
 }
 
