@@ -758,7 +758,7 @@ drop_new_drops_what_is_pushed_last(Config) ->
     {Client, Connection} = connected(Config),
     none = eval("it.set_slow_consumer('drop_new')"),
     Before = counter(drops),
-    Answers = [{push(Connection, message(N)), N} || N <- lists:seq(1, 20_000)],
+    Answers = [{insist(fun() -> push(Connection, message(N)) end), N} || N <- lists:seq(1, 20_000)],
     Taken = [N || {ok, N} <- Answers],
     Dropped = [N || {{error, dropped}, N} <- Answers],
     ?assertEqual(20_000, length(Taken) + length(Dropped)),
@@ -774,8 +774,8 @@ drop_old_drops_what_was_pushed_first(Config) ->
     {Client, Connection} = connected(Config),
     none = eval("it.set_slow_consumer('drop_old')"),
     Before = counter(drops),
-    %% What the worker is sending right now is not dropped, so there may be no room for a new one.
-    Answers = [{push(Connection, message(N)), N} || N <- lists:seq(1, 20_000)],
+    %% What is sent in part is not dropped, so there may be no room for a new one.
+    Answers = [{insist(fun() -> push(Connection, message(N)) end), N} || N <- lists:seq(1, 20_000)],
     Taken = [N || {ok, N} <- Answers],
     ?assertEqual(20_000, length(Taken) + length([N || {{error, dropped}, N} <- Answers])),
     Dropped = counter(drops) - Before,
@@ -874,7 +874,7 @@ a_slow_consumer_disturbs_nobody_else(Config) ->
     {Fast, FastConnection} = connected(Config),
     [
         begin
-            ok = push(SlowConnection, message(N)),
+            ok = insist(fun() -> push(SlowConnection, message(N)) end),
             ok = insist(fun() -> push(FastConnection, message(N)) end),
             [N] = messages(Fast, 1)
         end
