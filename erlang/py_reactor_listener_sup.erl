@@ -54,7 +54,8 @@ listener(Supervisor) ->
     atomics:atomics_ref()
 }) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init({Name, #{num_acceptors := NumAcceptors} = Options, Recipe, WasOpen}) ->
-    Handle = py_nif:listener_new(Recipe, Options),
+    Text = unicode:characters_to_binary(io_lib:format("~0tp", [Name])),
+    Handle = py_nif:listener_new(Text, Recipe, Options),
     case open(Name, Handle, Options) of
         ok ->
             ok = atomics:put(WasOpen, 1, 1);

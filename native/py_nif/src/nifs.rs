@@ -615,10 +615,11 @@ impl Bound {
     }
 }
 
-/// listener_new(Recipe, Options) -> Listener
+/// listener_new(Name, Recipe, Options) -> Listener
 #[rustler::nif]
 fn listener_new<'a>(
     env: Env<'a>,
+    name: String,
     recipe: ResourceArc<Recipe>,
     options: ListenerOptions<'a>,
 ) -> NifResult<Term<'a>> {
@@ -636,7 +637,7 @@ fn listener_new<'a>(
         nodelay: options.nodelay,
     };
     let listener = Listener::new(
-        Service::new(limits, options.max_connections.number()),
+        Service::new(name, limits, options.max_connections.number()),
         recipe,
         decode_endpoint(options.endpoint)?,
         listen_options,

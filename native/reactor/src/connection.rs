@@ -282,7 +282,7 @@ impl<C, S> Connection<C, S> {
             ),
             (self.first_byte_due(), Expiry::FirstByte),
             (
-                after(self.active_at, limits.idle_timeout),
+                after(self.active_at, limits.idle_timeout).filter(|_| self.state != State::Paused),
                 Expiry::End(Reason::IdleTimeout),
             ),
             (

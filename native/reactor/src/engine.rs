@@ -355,7 +355,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
     /// Does what a callback asked for that brought something of the peer, or of somebody else.
     fn answered(&mut self, handler: &mut H, slot: u32, verdict: Verdict) {
         if let Some(connection) = self.slots.get(slot) {
-            connection.greeted |= verdict != Ok(Action::Continue);
+            connection.greeted |= verdict != Ok(Action::Continue) && handler.was_explicit();
         }
         self.apply(handler, slot, verdict);
     }
@@ -404,6 +404,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         };
         let (state, effect) = connection.state.on(input);
         let just_began = state != connection.state;
+        if connection.state == State::Paused && just_began {
+            // It was we who had it wait, not the peer.
+            connection.active_at = self.now;
+        }
         connection.state = state;
         if state == State::Closing && just_began {
             connection.owner().is_ending();

@@ -40,7 +40,7 @@ impl Listener {
         let acceptor = Acceptor::open(&endpoint, &ListenOptions::default()).expect("a listener");
         Self {
             acceptor: Arc::new(acceptor),
-            service: Service::new(Limits::default(), places),
+            service: Service::new("test".to_owned(), Limits::default(), places),
             records: Arc::default(),
             returned: Arc::default(),
         }
