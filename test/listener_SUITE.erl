@@ -202,6 +202,32 @@ a_held_up_context_does_not_hold_up_a_start(_Config) ->
     [ok = py_reactor:stop_listener(Name) || Name <- [holding, free]],
     [ok = py_reactor_context:stop(Context) || Context <- [Held, Free]].
 
+a_start_does_not_wait_for_a_callback_of_the_only_context(_Config) ->
+    exec(
+        "go = threading.Event()\n"
+        "class Blocks(Told):\n"
+        "    def data_received(self, data):\n"
+        "        tell('blocked')\n"
+        "        go.wait()\n"
+    ),
+    {ok, Held} = py_reactor_context:start_link(#{}),
+    {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}, contexts => [Held]}),
+    Blocked = connect(holding),
+    {_} = next(<<"made">>),
+    ok = gen_tcp:send(Blocked, "x"),
+    {<<"blocked">>} = next(),
+    %% The callback ends only when these have come back.
+    {error, {protocol, _}} = start(bad, #{protocol => {no_such_module, 'Echo'}, contexts => [Held]}),
+    {error, {protocol, _}} = start(bad, #{protocol => {'__main__', go}, contexts => [Held]}),
+    {ok, _} = start(waiting, #{protocol => {'__main__', 'Echo'}, contexts => [Held]}),
+    Client = connect(waiting),
+    none = eval("go.set()"),
+    {_} = next(<<"made">>),
+    echoes(Client, <<"served in the end">>),
+    [lost(Each) || Each <- [Blocked, Client]],
+    [ok = py_reactor:stop_listener(Name) || Name <- [holding, waiting]],
+    ok = py_reactor_context:stop(Held).
+
 %%--------------------------------------------------------------------------------------------------
 %% Names, options, errors
 

@@ -147,8 +147,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
                 protocol: Some(named),
                 ..
             }) => {
-                let base = &self.names.protocol_class;
-                let factory = self.factories.of(self.py, *id, named, &self.types, base)?;
+                let factory = self.factories.of(self.py, *id, named, &self.types)?;
                 Ok(Some(factory.clone()))
             }
             _ => {
