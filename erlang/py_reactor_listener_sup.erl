@@ -65,7 +65,7 @@ init({Name, #{num_acceptors := NumAcceptors} = Options, Recipe, WasOpen}) ->
     end,
     Leader = #{
         id => py_reactor_listener,
-        start => {py_reactor_listener, start_link, [Name, Handle, Options]},
+        start => {py_reactor_listener, start_link, [Name, self(), Handle, Options]},
         shutdown => shutdown_ms(Options),
         restart => transient,
         significant => true
@@ -89,7 +89,7 @@ open(Name, Handle, Options) ->
                 ok ->
                     py_reactor_listeners:publish(Name, Handle, Options);
                 {error, _} = Error ->
-                    py_reactor_listeners:unregister(Name),
+                    py_reactor_listeners:unregister(Name, self()),
                     Error
             end;
         {error, _} = Error ->

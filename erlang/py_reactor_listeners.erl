@@ -10,7 +10,7 @@
 %% The supervisor
 -export([start_link/0, start/2, start_listener/2, is_child/1, stop/1]).
 %% Names
--export([make_table/0, register/1, publish/3, unregister/1, find/1, names/0]).
+-export([make_table/0, register/1, publish/3, unregister/2, find/1, names/0]).
 
 %% supervisor callbacks
 -export([init/1]).
@@ -187,11 +187,14 @@ publish(Name, Handle, Options) ->
     true = ets:insert(?TABLE, {Name, self(), Handle, Options}),
     ok.
 
-%% @doc Takes back the name of a listener that ends.
--spec unregister(name()) -> ok.
-unregister(Name) ->
+%% @doc Takes back the name of a listener that ends, unless it is another one's by now.
+-spec unregister(name(), pid()) -> ok.
+unregister(Name, Supervisor) ->
     try
-        true = ets:delete(?TABLE, Name),
+        _ = [
+            ets:delete_object(?TABLE, Row)
+         || {_, Pid, _, _} = Row <- ets:lookup(?TABLE, Name), Pid =:= Supervisor
+        ],
         ok
     catch
         %% The application has ended, and the table with it.

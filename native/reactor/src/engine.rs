@@ -211,7 +211,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             self.until_next_return(),
         ];
         let timeout = timeout.into_iter().flatten().min();
-        if self.ready.is_empty() && self.inbox.lie_down() {
+        if self.ready.is_empty() && !self.sources.are_ready() && self.inbox.lie_down() {
             let poller = &mut self.poller;
             let slept = handler.idle(|| poller.wait(timeout));
             self.inbox.get_up();

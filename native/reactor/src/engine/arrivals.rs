@@ -91,6 +91,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if lent.watched {
             // Fails only where the descriptor is gone, and with it the entry.
             let _ = self.poller.remove(&lent.source.descriptor());
+            self.sources.is_unwatched(&lent.source.descriptor());
         }
     }
 
