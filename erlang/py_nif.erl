@@ -26,7 +26,7 @@
 
 %% Listeners
 -export([recipe_new/2, recipe_prepare/2]).
--export([listener_new/2, listener_own/1, listener_open/1, listener_close/2]).
+-export([listener_new/3, listener_own/1, listener_open/1, listener_close/2]).
 -export([listener_address/1, listener_state/1, listener_set_stage/2, listener_stats/1]).
 -export([listener_set_max_connections/2, listener_max_connections/1, listener_await/3]).
 -export([acceptor_open/1, acceptor_accept/2, acceptor_close/1]).
@@ -255,9 +255,9 @@ recipe_new(_Protocol, _Info) ->
 recipe_prepare(_Recipe, _Context) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
-%% Nothing is opened yet.
--spec listener_new(recipe(), py_reactor_listener_options:checked()) -> listener().
-listener_new(_Recipe, _Options) ->
+%% Nothing is opened yet. The name is for the log.
+-spec listener_new(Name :: binary(), recipe(), py_reactor_listener_options:checked()) -> listener().
+listener_new(_Name, _Recipe, _Options) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %% When the calling process ends the socket is closed and the connections end.

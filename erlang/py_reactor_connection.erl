@@ -37,9 +37,9 @@ send(Connection, Message) ->
 %% go out as soon as the protocol is not in the middle of writing and the kernel takes them.
 %%
 %% `dropped': the peer is slow, and the policy of the connection has it that this message is lost;
-%% `overload': as much waits as may, because the context has not come round to send it, in which the
-%% peer has no part; `too_large': it is larger than the high-water mark, more than which never waits; `closed': the
-%% connection is over, or its peer proved too slow.
+%% `too_large': it is larger than the high-water mark, more than which never waits; `closed': the
+%% connection is over, or its peer proved too slow; `overload': as much waits as may, but not because of
+%% the peer: the context is busy, or the protocol has paused.
 -spec push(connection(), iodata()) -> ok | {error, closed | dropped | overload | too_large}.
 push(Connection, Data) ->
     py_nif:connection_push(Connection, Data).

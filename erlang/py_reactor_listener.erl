@@ -12,7 +12,7 @@
 -include_lib("kernel/include/logger.hrl").
 
 %% API
--export([start_link/3, suspend/1, resume/1, drain/2]).
+-export([start_link/4, suspend/1, resume/1, drain/2]).
 %% For acceptors
 -export([join/1, paused/2]).
 
@@ -28,6 +28,7 @@
 
 -record(state, {
     name :: py_reactor_listeners:name(),
+    supervisor :: pid(),
     handle :: py_nif:listener(),
     options :: py_reactor_listener_options:checked(),
     status :: running | suspended | draining,
@@ -48,10 +49,10 @@
 -define(END_MS, 1000).
 
 -spec start_link(
-    py_reactor_listeners:name(), py_nif:listener(), py_reactor_listener_options:checked()
+    py_reactor_listeners:name(), pid(), py_nif:listener(), py_reactor_listener_options:checked()
 ) -> gen_server:start_ret().
-start_link(Name, Handle, Options) ->
-    gen_server:start_link(?MODULE, {Name, Handle, Options}, []).
+start_link(Name, Supervisor, Handle, Options) ->
+    gen_server:start_link(?MODULE, {Name, Supervisor, Handle, Options}, []).
 
 -spec suspend(pid()) -> ok | {error, draining}.
 suspend(Listener) ->
@@ -80,12 +81,14 @@ paused(Listener, Reason) ->
 %% gen_server
 
 %% @private
--spec init({py_reactor_listeners:name(), py_nif:listener(), py_reactor_listener_options:checked()}) ->
-    {ok, #state{}}.
-init({Name, Handle, Options}) ->
+-spec init({
+    py_reactor_listeners:name(), pid(), py_nif:listener(), py_reactor_listener_options:checked()
+}) -> {ok, #state{}}.
+init({Name, Supervisor, Handle, Options}) ->
     process_flag(trap_exit, true),
     State = #state{
         name = Name,
+        supervisor = Supervisor,
         handle = Handle,
         options = Options,
         status = suspended,
@@ -156,14 +159,14 @@ handle_info(Message, State) ->
 
 %% @private
 -spec terminate(term(), #state{}) -> ok.
-terminate(Reason, #state{name = Name} = State) when
+terminate(Reason, #state{name = Name, supervisor = Supervisor} = State) when
     Reason =:= shutdown; Reason =:= normal; element(1, Reason) =:= shutdown
 ->
     %% The acceptors have ended before.
     close(State),
     finish(State),
     event(stop, State),
-    py_reactor_listeners:unregister(Name);
+    py_reactor_listeners:unregister(Name, Supervisor);
 terminate(_Failure, _State) ->
     %% The next one goes on with the same socket.
     ok.

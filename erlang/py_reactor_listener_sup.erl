@@ -54,7 +54,8 @@ listener(Supervisor) ->
     atomics:atomics_ref()
 }) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init({Name, #{num_acceptors := NumAcceptors} = Options, Recipe, WasOpen}) ->
-    Handle = py_nif:listener_new(Recipe, Options),
+    Text = unicode:characters_to_binary(io_lib:format("~0tp", [Name])),
+    Handle = py_nif:listener_new(Text, Recipe, Options),
     case open(Name, Handle, Options) of
         ok ->
             ok = atomics:put(WasOpen, 1, 1);
@@ -64,7 +65,7 @@ init({Name, #{num_acceptors := NumAcceptors} = Options, Recipe, WasOpen}) ->
     end,
     Leader = #{
         id => py_reactor_listener,
-        start => {py_reactor_listener, start_link, [Name, Handle, Options]},
+        start => {py_reactor_listener, start_link, [Name, self(), Handle, Options]},
         shutdown => shutdown_ms(Options),
         restart => transient,
         significant => true
@@ -88,7 +89,7 @@ open(Name, Handle, Options) ->
                 ok ->
                     py_reactor_listeners:publish(Name, Handle, Options);
                 {error, _} = Error ->
-                    py_reactor_listeners:unregister(Name),
+                    py_reactor_listeners:unregister(Name, self()),
                     Error
             end;
         {error, _} = Error ->

@@ -10,7 +10,7 @@
 %% The supervisor
 -export([start_link/0, start/2, start_listener/2, is_child/1, stop/1]).
 %% Names
--export([make_table/0, register/1, publish/3, unregister/1, find/1, names/0]).
+-export([make_table/0, register/1, publish/3, unregister/2, find/1, names/0]).
 
 %% supervisor callbacks
 -export([init/1]).
@@ -22,6 +22,9 @@
 %% Rows: {Name, Supervisor, Handle, Options}; the handle is the native one, `none' until the socket is
 %% open.
 -define(TABLE, ?MODULE).
+
+%% How long contexts have to import a protocol before it is taken that a callback holds them up.
+-define(PREPARE_MS, 1000).
 
 -spec start_link() -> supervisor:startlink_ret().
 start_link() ->
@@ -97,7 +100,22 @@ prepare(Recipe, Protocol, Contexts) ->
         _ when Protocol =:= undefined ->
             ok;
         Handles ->
-            first_error([py_nif:recipe_prepare(Recipe, Handle) || Handle <- in_time(Handles)])
+            Deadline = erlang:monotonic_time(millisecond) + ?PREPARE_MS,
+            Tickets = [py_nif:recipe_prepare(Recipe, Handle) || Handle <- in_time(Handles)],
+            case first_error(Tickets, Deadline) of
+                timeout -> check(named(Protocol));
+                Verdict -> Verdict
+            end
+    end.
+
+%% All contexts are held up, maybe by a callback that waits for this very call. They import later; whether
+%% that will succeed is seen on a thread for calls.
+check({Module, Name, _Kwargs}) ->
+    case py:call('erlang.reactor', '_check_protocol', [Module, Name]) of
+        {error, {_Class, _Message, Traceback}} -> {error, {protocol, Traceback}};
+        {ok, none} -> ok;
+        %% The calls are held up as well.
+        {error, _} -> ok
     end.
 
 %% A context that a callback holds up imports later, if there is another one to tell whether the
@@ -108,18 +126,21 @@ in_time(Handles) ->
         InTime -> InTime
     end.
 
-first_error([]) ->
+first_error([], _Deadline) ->
     ok;
-first_error([Ticket | Tickets]) ->
+first_error([Ticket | Tickets], Deadline) ->
     receive
         {Ticket, ok} ->
-            first_error(Tickets);
+            first_error(Tickets, Deadline);
         {Ticket, {error, no_context}} ->
             %% It ended, or has no time to read: it will import later.
-            first_error(Tickets);
+            first_error(Tickets, Deadline);
         {Ticket, {error, _} = Error} ->
             _ = [forgotten(Other) || Other <- Tickets],
             Error
+    after max(0, Deadline - erlang:monotonic_time(millisecond)) ->
+        _ = [forgotten(Other) || Other <- [Ticket | Tickets]],
+        timeout
     end.
 
 %% No message stays behind.
@@ -166,11 +187,14 @@ publish(Name, Handle, Options) ->
     true = ets:insert(?TABLE, {Name, self(), Handle, Options}),
     ok.
 
-%% @doc Takes back the name of a listener that ends.
--spec unregister(name()) -> ok.
-unregister(Name) ->
+%% @doc Takes back the name of a listener that ends, unless it is another one's by now.
+-spec unregister(name(), pid()) -> ok.
+unregister(Name, Supervisor) ->
     try
-        true = ets:delete(?TABLE, Name),
+        _ = [
+            ets:delete_object(?TABLE, Row)
+         || {_, Pid, _, _} = Row <- ets:lookup(?TABLE, Name), Pid =:= Supervisor
+        ],
         ok
     catch
         %% The application has ended, and the table with it.

@@ -9,7 +9,8 @@ main([Port]) ->
     {ok, _} = py_reactor:start_listener(http, #{
         port => list_to_integer(Port),
         protocol => {keep_alive_http, 'KeepAliveHTTP'},
-        %% Milliseconds: a client that has asked nothing for so long may go.
+        %% Milliseconds: for the first request, and without a byte after that.
+        handshake_timeout => 10000,
         idle_timeout => 60000
     }),
     timer:sleep(infinity).

@@ -34,7 +34,8 @@ class KeepAliveHTTP(reactor.Protocol):
         if len(self.received) > MAX_HEAD:
             self.respond("431 Request Header Fields Too Large", "too long", keep=False)
             return "close"
-        return "write_pending" if self.write_buffer else "read_pending"
+        # A head that is not complete yet does not end the time for the handshake.
+        return "write_pending" if self.write_buffer else "continue"
 
     def draining(self) -> reactor.Action:
         self.leaving = True

@@ -1072,15 +1072,17 @@ a_connection_that_talks_does_not_end_with_the_idle_timeout(Config) ->
 a_peer_that_says_nothing_of_use_ends_with_the_handshake_timeout(Config) ->
     protocol(
         "def data_received(self, data):\n"
-        "    return 'read_pending' if data == b'hello' else 'continue'\n"
+        "    return {b'hello': 'read_pending', b'he': 'continue'}.get(data)\n"
     ),
     Port = listener(Config, #{handshake_timeout => 500}),
-    [Silent, Dribbling, Greeting] = [client(Port) || _ <- [1, 2, 3]],
-    [{_} = next(<<"made">>) || _ <- [1, 2, 3]],
+    [Silent, Dribbling, Unanswered, Greeting] = [client(Port) || _ <- [1, 2, 3, 4]],
+    [{_} = next(<<"made">>) || _ <- [1, 2, 3, 4]],
     ok = gen_tcp:send(Greeting, "hello"),
     ok = gen_tcp:send(Dribbling, "he"),
-    ?assertEqual([<<>>, <<>>], [await_closed(Client) || Client <- [Silent, Dribbling]]),
-    [{<<"handshake_timeout">>} = next(<<"lost">>) || _ <- [1, 2]],
+    ok = gen_tcp:send(Unanswered, "hm"),
+    Ended = [Silent, Dribbling, Unanswered],
+    ?assertEqual([<<>>, <<>>, <<>>], [await_closed(Client) || Client <- Ended]),
+    [{<<"handshake_timeout">>} = next(<<"lost">>) || _ <- Ended],
     nothing(),
     end_of(Greeting),
     stop_listener(Config).

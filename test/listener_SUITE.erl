@@ -202,6 +202,32 @@ a_held_up_context_does_not_hold_up_a_start(_Config) ->
     [ok = py_reactor:stop_listener(Name) || Name <- [holding, free]],
     [ok = py_reactor_context:stop(Context) || Context <- [Held, Free]].
 
+a_start_does_not_wait_for_a_callback_of_the_only_context(_Config) ->
+    exec(
+        "go = threading.Event()\n"
+        "class Blocks(Told):\n"
+        "    def data_received(self, data):\n"
+        "        tell('blocked')\n"
+        "        go.wait()\n"
+    ),
+    {ok, Held} = py_reactor_context:start_link(#{}),
+    {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}, contexts => [Held]}),
+    Blocked = connect(holding),
+    {_} = next(<<"made">>),
+    ok = gen_tcp:send(Blocked, "x"),
+    {<<"blocked">>} = next(),
+    %% The callback ends only when these have come back.
+    {error, {protocol, _}} = start(bad, #{protocol => {no_such_module, 'Echo'}, contexts => [Held]}),
+    {error, {protocol, _}} = start(bad, #{protocol => {'__main__', go}, contexts => [Held]}),
+    {ok, _} = start(waiting, #{protocol => {'__main__', 'Echo'}, contexts => [Held]}),
+    Client = connect(waiting),
+    none = eval("go.set()"),
+    {_} = next(<<"made">>),
+    echoes(Client, <<"served in the end">>),
+    [lost(Each) || Each <- [Blocked, Client]],
+    [ok = py_reactor:stop_listener(Name) || Name <- [holding, waiting]],
+    ok = py_reactor_context:stop(Held).
+
 %%--------------------------------------------------------------------------------------------------
 %% Names, options, errors
 
@@ -1120,6 +1146,40 @@ a_listener_lives_under_a_supervisor_of_yours(_Config) ->
     ?assertMatch(#{status := running}, info(mine)),
     own_sup:stop(Supervisor),
     ?assertEqual([], py_reactor:which_listeners()).
+
+a_listener_that_ends_late_leaves_the_name_to_the_next_one(_Config) ->
+    process_flag(trap_exit, true),
+    exec(
+        "go = threading.Event()\n"
+        "class Stuck(Told):\n"
+        "    def data_received(self, data):\n"
+        "        tell('stuck')\n"
+        "        go.wait()\n"
+    ),
+    Options = #{ip => loopback, protocol => {'__main__', 'Stuck'}, shutdown => infinity},
+    {ok, Own} = own_sup:start_link([Spec = py_reactor:child_spec(late, Options)]),
+    #{pid := Supervisor} = info(late),
+    Leader = monitor(process, py_reactor_listener_sup:listener(Supervisor)),
+    Client = connect(late),
+    {_} = next(<<"made">>),
+    ok = gen_tcp:send(Client, "x"),
+    {} = next(<<"stuck">>),
+    {_, Stop} = spawn_monitor(supervisor, terminate_child, [Own, map_get(id, Spec)]),
+    wait_until("it drains", fun() -> map_get(status, info(late)) =:= draining end),
+    kill(Supervisor),
+    receive
+        {'DOWN', Stop, process, _, _} -> ok
+    end,
+    {ok, _} = start(late, #{}),
+    exec("go.set()"),
+    receive
+        {'DOWN', Leader, process, _, _} -> ok
+    end,
+    ?assertMatch(#{status := running}, info(late)),
+    {<<"stopped">>} = next(<<"lost">>),
+    ?assertEqual(<<>>, await_closed(Client)),
+    ok = py_reactor:stop_listener(late),
+    own_sup:stop(Own).
 
 a_bad_child_spec_is_an_error_of_its_supervisor(_Config) ->
     process_flag(trap_exit, true),

@@ -223,18 +223,22 @@ impl Surroundings for Worker {
             protocol,
             fd,
             peer,
+            listener,
             failure,
         } = report;
         let of = if peer.is_empty() { "" } else { " of " };
         let (class, message) = (&failure.class, &failure.message);
         let text = format!("{protocol}.{callback}{of}{peer}: {class}: {message}");
-        let metadata = vec![
+        let mut metadata = vec![
             ("callback", callback.to_owned()),
             ("protocol", protocol),
             ("fd", fd.to_string()),
             ("peer", peer),
             ("traceback", failure.traceback),
         ];
+        if !listener.is_empty() {
+            metadata.push(("listener", listener));
+        }
         log(Level::Error, text, metadata);
     }
 

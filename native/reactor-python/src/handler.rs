@@ -4,6 +4,7 @@
 //! except while it sleeps. Names, classes and the protocol factory belong to the context,
 //! not to the process, so that a context may have an interpreter of its own.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub struct Report {
     pub fd: i32,
     /// The address of the peer, as text.
     pub peer: String,
+    /// The name of the listener; empty if none accepted the connection.
+    pub listener: String,
     /// What went wrong.
     pub failure: Description,
 }
@@ -91,6 +94,8 @@ pub struct PythonHandler<'py, S> {
     factories: Factories<'py>,
     counters: Arc<Counters>,
     activity: Arc<Activity>,
+    /// The last answer was None, with nothing to write.
+    said_nothing: Cell<bool>,
     surroundings: S,
 }
 
@@ -113,6 +118,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             factories: Factories::default(),
             counters,
             activity,
+            said_nothing: Cell::new(false),
             surroundings,
         })
     }
@@ -141,8 +147,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
                 protocol: Some(named),
                 ..
             }) => {
-                let base = &self.names.protocol_class;
-                let factory = self.factories.of(self.py, *id, named, &self.types, base)?;
+                let factory = self.factories.of(self.py, *id, named, &self.types)?;
                 Ok(Some(factory.clone()))
             }
             _ => {
@@ -257,11 +262,13 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         callback: Callback,
         word: &Bound<'py, PyAny>,
     ) -> PyResult<Action> {
+        self.said_nothing.set(false);
         if let Some(action) = self.names.action_of(word) {
             return Ok(action);
         }
         if word.is_none() {
             let empty = self.write_buffer(connection)?.is_empty();
+            self.said_nothing.set(empty);
             return Ok(if empty {
                 Action::ReadPending
             } else {
@@ -337,6 +344,9 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             peer: descriptor
                 .and_then(Descriptor::peer)
                 .map_or_else(String::new, |peer| peer.to_string()),
+            listener: descriptor
+                .and_then(Descriptor::owner)
+                .map_or_else(String::new, |owner| owner.service().name().to_owned()),
             failure,
         });
     }
@@ -544,6 +554,10 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
             // Nearly always the last reference: a `__del__` runs here.
             drop(connection);
         });
+    }
+
+    fn was_explicit(&self) -> bool {
+        !self.said_nothing.get()
     }
 
     fn backlog(&mut self, connection: &mut Connection<'py>) -> Option<usize> {

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyType};
 
@@ -70,32 +69,10 @@ impl<'py> Factory<'py> {
         }
     }
 
-    fn import(
-        py: Python<'py>,
-        named: &Named,
-        types: &Types,
-        base: &Bound<'py, PyType>,
-    ) -> PyResult<Self> {
-        let module = py.import(named.module.as_str())?.into_any();
-        let callable = named
-            .name
-            .split('.')
-            .try_fold(module, |object, name| object.getattr(name))?;
-        let target = || format!("{}.{}", named.module, named.name);
-        if !callable.is_callable() {
-            return Err(PyTypeError::new_err(format!(
-                "{} cannot be called",
-                target()
-            )));
-        }
-        if let Ok(class) = callable.cast::<PyType>()
-            && !class.is_subclass(base)?
-        {
-            return Err(PyTypeError::new_err(format!(
-                "{} is no subclass of Protocol",
-                target()
-            )));
-        }
+    fn import(py: Python<'py>, named: &Named, types: &Types) -> PyResult<Self> {
+        let module = py.import("erlang.reactor")?;
+        let names = (named.module.as_str(), named.name.as_str());
+        let callable = module.call_method1("_protocol_named", names)?;
         let kwargs = match named.kwargs.as_slice() {
             [] => None,
             kwargs => Some(map_to_python(py, kwargs, types)?),
@@ -135,12 +112,11 @@ impl<'py> Factories<'py> {
         id: u64,
         named: &Named,
         types: &Types,
-        base: &Bound<'py, PyType>,
     ) -> PyResult<&Factory<'py>> {
         use std::collections::hash_map::Entry;
         match self.0.entry(id) {
             Entry::Occupied(known) => Ok(known.into_mut()),
-            Entry::Vacant(place) => Ok(place.insert(Factory::import(py, named, types, base)?)),
+            Entry::Vacant(place) => Ok(place.insert(Factory::import(py, named, types)?)),
         }
     }
 

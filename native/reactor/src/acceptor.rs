@@ -38,7 +38,7 @@ use nix::sys::socket::{
 };
 
 use crate::address::Address;
-use crate::descriptor::Kind;
+use crate::kind::Kind;
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]

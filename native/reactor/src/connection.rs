@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::descriptor::{Descriptor, Kind};
+use crate::descriptor::Descriptor;
 use crate::inbox::{Key, Place};
+use crate::kind::Kind;
 use crate::link::Owner;
 use crate::poller::Readiness;
 use crate::reason::Reason;
@@ -281,7 +282,7 @@ impl<C, S> Connection<C, S> {
             ),
             (self.first_byte_due(), Expiry::FirstByte),
             (
-                after(self.active_at, limits.idle_timeout),
+                after(self.active_at, limits.idle_timeout).filter(|_| self.state != State::Paused),
                 Expiry::End(Reason::IdleTimeout),
             ),
             (

@@ -6,6 +6,11 @@
 //! the worker sleeps, and only then are long silent connections parked in the
 //! demultiplexer: under load nothing is ever parked.
 
+mod arrivals;
+mod outside;
+mod parking;
+mod time;
+
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,16 +20,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use crate::action::Action;
-use crate::connection::{Connection, Expiry, Slots, Watch};
-use crate::demultiplexer::{Demultiplexer, Interest};
-use crate::descriptor::{Kind, Received};
+use crate::connection::{Connection, Slots, Watch};
+use crate::demultiplexer::Demultiplexer;
+use crate::descriptor::Received;
 use crate::handler::{Flushed, Handler, Verdict};
-use crate::inbox::{Arrival, Door, Inbox, Key, Mailbox, Newcomer, Payload, Place, Signal};
-use crate::link::Owner;
-use crate::poller::{Poller, Readiness};
+use crate::inbox::{Door, Inbox, Key, Mailbox};
+use crate::kind::Kind;
+use crate::poller::Poller;
 use crate::reason::Reason;
-use crate::service::Stage;
-use crate::source::{Offer, Sources};
+use crate::source::Sources;
 use crate::state::{Effect, Input, State};
 use crate::timers::Timers;
 
@@ -35,14 +39,6 @@ pub const MAX_READ_BYTES: usize = 64 * 1024;
 const MAX_DATAGRAM_BYTES: usize = 256 * 1024;
 /// Steps between two looks at the kernel and the inbox.
 const STEPS_PER_TURN: usize = 512;
-/// Descriptors that come in between two looks at those that are there.
-const ARRIVALS_PER_TURN: usize = 64;
-/// Messages that are handed over between two looks at the kernel.
-const MESSAGES_PER_TURN: usize = 256;
-/// Times that a connection may fill the kernel's buffer with pushed messages in one step.
-const PUSHES_PER_STEP: usize = 4;
-/// Connections parked between two looks at the kernel.
-const PARKINGS_PER_REST: usize = 32;
 
 /// How an engine behaves.
 #[derive(Debug, Clone, Copy)]
@@ -215,7 +211,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             self.until_next_return(),
         ];
         let timeout = timeout.into_iter().flatten().min();
-        if self.ready.is_empty() && self.inbox.lie_down() {
+        if self.ready.is_empty() && !self.sources.are_ready() && self.inbox.lie_down() {
             let poller = &mut self.poller;
             let slept = handler.idle(|| poller.wait(timeout));
             self.inbox.get_up();
@@ -237,326 +233,6 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
                 enqueue(&mut self.ready, connection, key);
             }
         }
-    }
-
-    fn take_signals(&mut self, handler: &mut H) {
-        // No more than there are now: whoever sends without end, even from a callback of
-        // this very loop, waits for the next turn.
-        for _ in 0..self.inbox.signals.len() {
-            let Ok(signal) = self.inbox.signals.try_recv() else {
-                break;
-            };
-            match signal {
-                Signal::Ready(key, readiness) => {
-                    self.mailbox().counters().wakes.add(1);
-                    self.unpark(key, readiness);
-                }
-                Signal::Resume(key, action) => {
-                    if self.slots.find(key).is_some() {
-                        self.unpark(key, Readiness::default());
-                        self.guarded(handler, key.slot, |engine, handler, slot| {
-                            engine.apply(handler, slot, Ok(action));
-                            engine.settle(handler, slot);
-                        });
-                    }
-                }
-                Signal::Look(key) => self.unpark(key, Readiness::default()),
-                Signal::DescriptorGone(key) => {
-                    if self.slots.find(key).is_some() {
-                        self.end(handler, key.slot, Reason::DescriptorGone);
-                    }
-                }
-            }
-        }
-        if self.mailbox().take_overflow() {
-            for slot in self.slots.numbers() {
-                let key = self.slots.key_of(slot);
-                self.unpark(key, Readiness::ANY);
-            }
-        }
-    }
-
-    /// Takes a connection back from the demultiplexer, which may go on watching it: its
-    /// report then only says what the poller says too.
-    fn unpark(&mut self, key: Key, readiness: Readiness) {
-        let Some(connection) = self.slots.find(key) else {
-            return;
-        };
-        if connection.watch == Watch::Parked {
-            connection.watch = Watch::Nobody;
-            self.inbox.mailbox.counters().parked.subtract(1);
-        }
-        connection.note(readiness);
-        enqueue(&mut self.ready, connection, key);
-    }
-
-    fn take_arrivals(&mut self, handler: &mut H) {
-        for _ in 0..ARRIVALS_PER_TURN {
-            match self.inbox.arrivals.try_recv() {
-                Ok(Arrival::Newcomer(newcomer)) => self.adopt(handler, newcomer),
-                Ok(Arrival::Source(source)) => self.sources.take_in(source, self.now),
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Accepts from the sources that may have somebody.
-    fn accept(&mut self, handler: &mut H) {
-        // From the last on, as one that is given back is replaced by the last.
-        for position in (0..self.sources.len()).rev() {
-            for _ in 0..ARRIVALS_PER_TURN {
-                if !self.sources.get(position).ready {
-                    break;
-                }
-                let place = self
-                    .mailbox()
-                    .has_room()
-                    .then(|| Place::take(self.mailbox()));
-                let Some(place) = place.flatten() else {
-                    self.give_back(position);
-                    break;
-                };
-                match self.sources.get(position).source.accept() {
-                    Offer::Connection {
-                        descriptor,
-                        opening,
-                        admission,
-                    } => {
-                        self.sources.get(position).spoke_at = self.now;
-                        let newcomer = Newcomer {
-                            descriptor,
-                            opening,
-                            place,
-                            admission,
-                        };
-                        self.adopt(handler, newcomer);
-                    }
-                    Offer::Empty if self.await_clients(position) => {}
-                    // What cannot be watched here may be watched elsewhere.
-                    Offer::Empty | Offer::Over => {
-                        self.give_back(position);
-                        break;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Has the poller say when there is somebody again; false if it cannot.
-    fn await_clients(&mut self, position: usize) -> bool {
-        let lent = self.sources.get(position);
-        lent.ready = false;
-        if !lent.watched {
-            let descriptor = lent.source.descriptor();
-            lent.watched = self.poller.add(&descriptor, lent.key, false).is_ok();
-        }
-        lent.watched
-    }
-
-    fn give_back(&mut self, position: usize) {
-        let lent = self.sources.give_back(position);
-        if lent.watched {
-            // Fails only where the descriptor is gone, and with it the entry.
-            let _ = self.poller.remove(&lent.source.descriptor());
-        }
-    }
-
-    /// Gives sources back that have been silent for the linger.
-    fn give_back_silent(&mut self) {
-        while self.until_next_return() == Some(Duration::ZERO) {
-            if let Some((position, _)) = self.sources.most_silent() {
-                self.give_back(position);
-            }
-        }
-    }
-
-    fn until_next_return(&self) -> Option<Duration> {
-        let (_, since) = self.sources.most_silent()?;
-        let back = since.checked_add(self.linger?)?;
-        Some(back.saturating_duration_since(self.now))
-    }
-
-    fn adopt(&mut self, handler: &mut H, newcomer: Newcomer<H::Opening>) {
-        let Newcomer {
-            descriptor,
-            opening,
-            place,
-            admission,
-        } = newcomer;
-        let key = self.slots.next_key();
-        let mailbox = Arc::clone(self.mailbox());
-        descriptor.owned_by(Owner::new(key, Arc::clone(&mailbox), admission));
-        if let Some(owner) = descriptor.owner() {
-            owner.count(|counters| counters.accepted.add(1));
-        }
-        mailbox.begin_step(key);
-        let opened = catch_unwind(AssertUnwindSafe(|| handler.connected(&descriptor, opening)));
-        mailbox.end_step();
-        let opened = opened.unwrap_or_else(|panic| {
-            handler.panicked(Some(&descriptor), panic_message(&*panic));
-            None
-        });
-        match opened {
-            Some((user, verdict)) => {
-                let slot = key.slot;
-                let connection = Connection::new(descriptor, user, place, self.now);
-                self.slots.fill(key, connection);
-                self.guarded(handler, slot, |engine, handler, slot| {
-                    engine.apply(handler, slot, verdict);
-                    engine.settle(handler, slot);
-                });
-                self.review(handler, slot);
-            }
-            None => {
-                self.slots.skip(key);
-                if let Some(owner) = descriptor.owner() {
-                    owner.count(|counters| counters.count_end(Reason::Exception));
-                    owner.has_ended(Reason::Exception);
-                }
-            }
-        }
-    }
-
-    /// Hands messages over.
-    fn take_messages(&mut self, handler: &mut H) {
-        for _ in 0..self.inbox.messages.len().min(MESSAGES_PER_TURN) {
-            let Ok((to, message)) = self.inbox.messages.try_recv() else {
-                return;
-            };
-            match to {
-                Some(key) => self.deliver(handler, key, message),
-                None => {
-                    let done = catch_unwind(AssertUnwindSafe(|| handler.errand(message)));
-                    if let Err(panic) = done {
-                        handler.panicked(None, panic_message(&*panic));
-                    }
-                }
-            }
-        }
-    }
-
-    /// A connection that is over, or closes, gets no message any more.
-    fn deliver(&mut self, handler: &mut H, key: Key, message: Payload) {
-        match self.slots.find(key) {
-            Some(connection) if connection.state != State::Closing => {}
-            _ => return,
-        }
-        self.unpark(key, Readiness::default());
-        self.guarded(handler, key.slot, |engine, handler, slot| {
-            let Some(connection) = engine.slots.get(slot) else {
-                return;
-            };
-            let verdict = handler.message(&mut connection.user, &connection.descriptor, message);
-            engine.answered(handler, slot, verdict);
-            engine.settle(handler, slot);
-        });
-    }
-
-    /// Tells a connection how far its service is, unless it knows.
-    fn review(&mut self, handler: &mut H, slot: u32) {
-        let Some(connection) = self.slots.get(slot) else {
-            return;
-        };
-        let stage = connection.owner().service().stage();
-        if connection.told >= stage {
-            return;
-        }
-        connection.told = stage;
-        let key = self.slots.key_of(slot);
-        match stage {
-            Stage::Serving => {}
-            Stage::Draining => {
-                self.unpark(key, Readiness::default());
-                self.guarded(handler, slot, |engine, handler, slot| {
-                    engine.drain(handler, slot);
-                    engine.settle(handler, slot);
-                });
-            }
-            Stage::Ending => self.guarded(handler, slot, Self::stop_one),
-        }
-    }
-
-    fn drain(&mut self, handler: &mut H, slot: u32) {
-        let Some(connection) = self.slots.get(slot) else {
-            return;
-        };
-        if connection.state != State::Closing {
-            let verdict = handler.draining(&mut connection.user, &connection.descriptor);
-            self.apply_as(handler, slot, verdict, Reason::Drained);
-        }
-    }
-
-    /// Looks after those whose time has come.
-    fn expire(&mut self, handler: &mut H) {
-        for _ in 0..STEPS_PER_TURN {
-            let Some((at, key)) = self.timers.take_due(self.now) else {
-                break;
-            };
-            let Some(connection) = self.slots.find(key) else {
-                continue;
-            };
-            if connection.timer_at != Some(at) {
-                continue;
-            }
-            connection.timer_at = None;
-            match connection.deadline() {
-                Some((due, Expiry::End(reason))) if due <= self.now => {
-                    self.guarded(handler, key.slot, |engine, handler, slot| {
-                        engine.end(handler, slot, reason);
-                    });
-                }
-                Some((due, Expiry::Protocol)) if due <= self.now => {
-                    self.unpark(key, Readiness::default());
-                    self.guarded(handler, key.slot, |engine, handler, slot| {
-                        engine.time_out(handler, slot);
-                        engine.settle(handler, slot);
-                    });
-                }
-                Some((due, Expiry::FirstByte)) if due <= self.now => {
-                    connection.had_its_say = true;
-                    self.unpark(key, Readiness::default());
-                    self.guarded(handler, key.slot, Self::settle);
-                }
-                Some(_) | None => self.set_timer(key.slot),
-            }
-        }
-        let slots = &mut self.slots;
-        let used = slots.used();
-        self.timers.tidy(used, |at, key| {
-            slots
-                .find(key)
-                .is_some_and(|connection| connection.timer_at == Some(at))
-        });
-    }
-
-    fn time_out(&mut self, handler: &mut H, slot: u32) {
-        let Some(connection) = self.slots.get(slot) else {
-            return;
-        };
-        connection.timeout_at = None;
-        connection
-            .owner()
-            .count(|counters| counters.timeouts.add(1));
-        let verdict = handler.timeout(&mut connection.user, &connection.descriptor);
-        self.apply_as(handler, slot, verdict, Reason::Timeout);
-    }
-
-    /// Enters a connection among the timers, unless it is there early enough.
-    fn set_timer(&mut self, slot: u32) {
-        let key = self.slots.key_of(slot);
-        let Some(connection) = self.slots.find(key) else {
-            return;
-        };
-        if let Some((at, _)) = connection.deadline()
-            && connection.timer_at.is_none_or(|entered| at < entered)
-        {
-            connection.timer_at = Some(at);
-            self.timers.enter(at, key);
-        }
-    }
-
-    fn until_next_timer(&self) -> Option<Duration> {
-        Some(self.timers.next()?.saturating_duration_since(self.now))
     }
 
     /// One step of one connection. A panic costs that connection.
@@ -676,63 +352,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
     }
 
-    /// Whether the protocol may write: no pushed message is sent in part any more.
-    fn finish_push(&mut self, handler: &mut H, slot: u32) -> bool {
-        match self.slots.get(slot) {
-            Some(connection) if connection.owner().is_mid_message() => self.push_out(handler, slot),
-            _ => true,
-        }
-    }
-
-    /// Sends what was pushed; true if none is left.
-    fn push_out(&mut self, handler: &mut H, slot: u32) -> bool {
-        for _ in 0..PUSHES_PER_STEP {
-            let Some(connection) = self.slots.get(slot) else {
-                return false;
-            };
-            let (descriptor, owner) = (&connection.descriptor, connection.owner());
-            let one_by_one = descriptor.kind().is_datagram();
-            let buffer = &mut self.buffer[..MAX_READ_BYTES];
-            let filled = owner.with_outbox(|outbox| {
-                if one_by_one {
-                    outbox.fill_one(buffer)
-                } else {
-                    outbox.fill(buffer)
-                }
-            });
-            if filled == 0 {
-                return true;
-            }
-            let sent = match descriptor.send_now(&buffer[..filled]) {
-                Ok(sent) => sent,
-                // It was the fate of one datagram.
-                Err(_) if one_by_one && descriptor.fault().is_none() => filled,
-                Err(errno) => {
-                    self.end(handler, slot, Reason::Failed(errno));
-                    return false;
-                }
-            };
-            owner.with_outbox(|outbox| {
-                outbox.sent(sent);
-                if sent < filled {
-                    outbox.block();
-                }
-            });
-            if owner.is_overrun() {
-                self.end(handler, slot, Reason::SlowConsumer);
-                return false;
-            }
-            if sent < filled {
-                return false;
-            }
-        }
-        false
-    }
-
     /// Does what a callback asked for that brought something of the peer, or of somebody else.
     fn answered(&mut self, handler: &mut H, slot: u32, verdict: Verdict) {
         if let Some(connection) = self.slots.get(slot) {
-            connection.greeted |= verdict != Ok(Action::Continue);
+            connection.greeted |= verdict != Ok(Action::Continue) && handler.was_explicit();
         }
         self.apply(handler, slot, verdict);
     }
@@ -781,6 +404,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         };
         let (state, effect) = connection.state.on(input);
         let just_began = state != connection.state;
+        if connection.state == State::Paused && just_began {
+            // It was we who had it wait, not the peer.
+            connection.active_at = self.now;
+        }
         connection.state = state;
         if state == State::Closing && just_began {
             connection.owner().is_ending();
@@ -837,46 +464,6 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
     }
 
-    /// Takes note of what the connection was asked for besides actions.
-    fn heed(&mut self, handler: &mut H, slot: u32) {
-        let Some(connection) = self.slots.get(slot) else {
-            return;
-        };
-        if let Some(granted) = connection.owner().grant() {
-            if let Some(timeout) = granted.timeout {
-                // Not from the beginning of the turn: a callback may have taken long.
-                connection.timeout_at =
-                    timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-            }
-            connection.reading_held = granted.hold_reading;
-            connection.closes_when_idle = granted.close_when_idle;
-            if connection.owner().is_overrun() {
-                return self.end(handler, slot, Reason::SlowConsumer);
-            }
-            if granted.close {
-                self.apply(handler, slot, Ok(Action::Close));
-            }
-        }
-        self.close_if_idle(handler, slot);
-    }
-
-    /// Closes a connection that wants to be closed when it is idle. What is in the kernel may
-    /// not have been announced yet, so that is looked at first.
-    fn close_if_idle(&mut self, handler: &mut H, slot: u32) {
-        let Some(connection) = self.slots.get(slot) else {
-            return;
-        };
-        if !connection.closes_when_idle || !connection.is_idle() {
-            return;
-        }
-        if connection.looked_idle || connection.eof {
-            self.apply_as(handler, slot, Ok(Action::Close), Reason::Drained);
-        } else {
-            connection.looked_idle = true;
-            connection.readable = true;
-        }
-    }
-
     /// Decides who looks after a connection until its next step.
     fn place_watch(&mut self, handler: &mut H, slot: u32) {
         let key = self.slots.key_of(slot);
@@ -930,68 +517,6 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
             Ok(()) => self.slots.forget_silence(slot),
             Err(error) => self.end(handler, slot, watch_failure(&error)),
-        }
-    }
-
-    /// How long until somebody has been silent for the linger; zero if somebody has.
-    fn until_next_parking(&mut self) -> Option<Duration> {
-        let linger = self.linger?;
-        let slot = self.slots.most_silent()?;
-        let connection = self.slots.get(slot)?;
-        let parking = connection.spoke_at.checked_add(linger)?;
-        Some(parking.saturating_duration_since(self.now))
-    }
-
-    fn park_silent(&mut self, handler: &mut H) {
-        for _ in 0..PARKINGS_PER_REST {
-            if self.until_next_parking() != Some(Duration::ZERO) {
-                return;
-            }
-            if let Some(slot) = self.slots.most_silent() {
-                self.guarded(handler, slot, Self::park);
-            }
-        }
-    }
-
-    /// Gives a connection to the demultiplexer.
-    fn park(&mut self, handler: &mut H, slot: u32) {
-        self.slots.forget_silence(slot);
-        let key = self.slots.key_of(slot);
-        let Some(connection) = self.slots.find(key) else {
-            return;
-        };
-        if matches!(connection.watch, Watch::Poller { .. })
-            && self.poller.remove(&connection.descriptor).is_err()
-        {
-            // epoll forgets a descriptor only when it is closed: somebody closed it.
-            self.end(handler, slot, Reason::DescriptorGone);
-            return;
-        }
-        let mailbox = &self.inbox.mailbox;
-        let interest = if connection.awaits_room() {
-            Interest::Write
-        } else {
-            Interest::Read
-        };
-        let seat = match connection.seat.take() {
-            Some(seat) => Ok(seat),
-            None => self
-                .demultiplexer
-                .seat(key, &connection.descriptor, mailbox),
-        };
-        let armed = seat.and_then(|seat| {
-            let armed = self.demultiplexer.arm(&seat, interest);
-            connection.seat = Some(seat);
-            armed
-        });
-        if armed.is_ok() {
-            connection.watch = Watch::Parked;
-            mailbox.counters().parked.add(1);
-            mailbox.counters().parkings.add(1);
-        } else {
-            connection.unparkable = true;
-            connection.watch = Watch::Nobody;
-            self.settle(handler, slot);
         }
     }
 

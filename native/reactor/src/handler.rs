@@ -58,6 +58,12 @@ pub trait Handler {
     fn flush(&mut self, connection: &mut Self::Connection, descriptor: &Arc<Descriptor>)
     -> Flushed;
 
+    /// Whether the last answer was given in so many words. One that only follows from silence
+    /// does not end the handshake.
+    fn was_explicit(&self) -> bool {
+        true
+    }
+
     /// How many bytes the connection has to write, asked while the kernel takes none. Below the
     /// high-water mark it is read on meanwhile. `None`, the default: nobody knows, and nothing is
     /// read.

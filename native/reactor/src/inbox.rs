@@ -437,7 +437,7 @@ impl<O> Inbox<O> {
             reviewing: AtomicBool::new(false),
             max_connections: max_connections as u64,
             counters: Arc::default(),
-            plain: Service::new(Limits::default(), u64::MAX),
+            plain: Service::new(String::new(), Limits::default(), u64::MAX),
             worker: OnceLock::new(),
             stepping: AtomicU64::new(NOBODY),
             created: Instant::now(),

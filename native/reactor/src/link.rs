@@ -26,10 +26,11 @@ use crate::service::{Admission, Service, SlowConsumer};
 pub enum PushError {
     /// The connection is over, or ends because its peer is too slow.
     Closed,
+    /// As much waits as may, though the kernel has not refused any of it: the worker is busy,
+    /// or the connection is paused.
+    Full,
     /// The peer is slow, and by the policy of the connection this message is dropped.
     Dropped,
-    /// As much as may wait does, because the worker has not come round to send it.
-    Busy,
     /// The message is larger than all that may wait, the high-water mark.
     TooLarge,
 }
@@ -38,8 +39,8 @@ impl fmt::Display for PushError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Closed => "the connection is closed",
+            Self::Full => "as many messages wait as may",
             Self::Dropped => "the peer is slow; the message was dropped",
-            Self::Busy => "the context is busy; as much waits as may",
             Self::TooLarge => "the message is larger than the high-water mark",
         })
     }
@@ -110,7 +111,7 @@ impl Link {
     /// # Errors
     /// The connection is over, or its context holds as many messages as it may.
     pub fn send(&self, message: Payload) -> Result<(), SendError> {
-        self.open(|owner, _| owner.mailbox.send(Some(owner.key), message))
+        self.open(|_, owner| owner.mailbox.send(Some(owner.key), message))
             .unwrap_or(Err(SendError::Closed))
     }
 
@@ -120,7 +121,7 @@ impl Link {
     /// # Errors
     /// [`PushError`]; nothing was kept.
     pub fn push(&self, bytes: &[u8]) -> Result<(), PushError> {
-        self.open(|owner, descriptor| owner.push(bytes, descriptor.is_blocked()))
+        self.open(|descriptor, owner| owner.push(bytes, descriptor.is_blocked()))
             .unwrap_or(Err(PushError::Closed))
     }
 
@@ -129,7 +130,7 @@ impl Link {
     /// # Errors
     /// The connection is over.
     pub fn close(&self) -> Result<(), SendError> {
-        self.open(|owner, _| {
+        self.open(|_, owner| {
             owner.wishes.close.store(true, Ordering::Release);
             owner.ask();
         })
@@ -155,10 +156,10 @@ impl Link {
         Ok(())
     }
 
-    fn open<T>(&self, work: impl FnOnce(&Owner, &Descriptor) -> T) -> Option<T> {
+    fn open<T>(&self, work: impl FnOnce(&Descriptor, &Owner) -> T) -> Option<T> {
         let descriptor = self.descriptor()?;
         let owner = descriptor.owner()?;
-        (!owner.is_over()).then(|| work(owner, &descriptor))
+        (!owner.is_over()).then(|| work(&descriptor, owner))
     }
 }
 
@@ -340,8 +341,8 @@ impl Owner {
         let pushed = self.with_outbox(|outbox| outbox.push(message, refused));
         let (dropped, result) = match pushed {
             Pushed::Kept { dropped } => (dropped, Ok(())),
+            Pushed::Full => (0, Err(PushError::Full)),
             Pushed::Dropped => (1, Err(PushError::Dropped)),
-            Pushed::Busy => (0, Err(PushError::Busy)),
             Pushed::Overrun => (0, Err(PushError::Closed)),
         };
         if dropped > 0 {

@@ -23,9 +23,8 @@ pub(crate) enum Pushed {
     },
     /// It was dropped.
     Dropped,
-    /// There is no room, and the peer has no part in that: the worker has not come round to
-    /// send what waits.
-    Busy,
+    /// It was not taken: as much waits as may, though not for the peer.
+    Full,
     /// The peer is too slow: the connection is to end.
     Overrun,
 }
@@ -75,41 +74,24 @@ impl Outbox {
         self.overrun
     }
 
-    /// Takes a message in. The policy is for peers that are slow: `refused` tells whether the
-    /// kernel has refused what was sent last.
+    /// Takes a message in, as the policy allows. A peer is slow only while the kernel has
+    /// `refused` more for it; else what waits does so for the worker.
     pub(crate) fn push(&mut self, message: Box<[u8]>, refused: bool) -> Pushed {
         if self.overrun {
             return Pushed::Overrun;
         }
-        if refused {
-            return self.push_to_slow(message);
-        }
-        if !self.fits(message.len()) {
-            return Pushed::Busy;
-        }
-        self.keep(message, 0)
-    }
-
-    fn push_to_slow(&mut self, message: Box<[u8]>) -> Pushed {
-        let mut dropped = 0;
-        if self.policy == SlowConsumer::DropOld && self.could_fit(message.len()) {
-            while !self.fits(message.len()) && self.drop_oldest() {
-                dropped += 1;
-            }
-        }
         let full = !self.fits(message.len());
-        let overrun = match self.policy {
-            SlowConsumer::DropOld | SlowConsumer::DropNew => false,
-            SlowConsumer::Buffer(most) => full || self.messages.len() >= most,
-            SlowConsumer::Disconnect => true,
-        };
-        if overrun {
-            self.overrun = true;
-            Pushed::Overrun
-        } else if full {
-            Pushed::Dropped
-        } else {
-            self.keep(message, dropped)
+        match self.policy {
+            SlowConsumer::DropOld if full && self.could_fit(message.len()) => {
+                let dropped = self.make_room(message.len());
+                self.keep(message, dropped)
+            }
+            SlowConsumer::DropOld | SlowConsumer::DropNew if full => Pushed::Dropped,
+            SlowConsumer::Buffer(most) if full || self.messages.len() >= most => {
+                self.give_up(refused)
+            }
+            SlowConsumer::Disconnect if full || refused => self.give_up(refused),
+            _ => self.keep(message, 0),
         }
     }
 
@@ -134,18 +116,29 @@ impl Outbox {
         staying - self.sent_of_first + bytes <= self.max_bytes
     }
 
+    /// Drops the oldest until there is room, which [`could_fit`](Self::could_fit) has promised.
+    fn make_room(&mut self, bytes: usize) -> u64 {
+        let mut dropped = 0;
+        while !self.fits(bytes)
+            && let Some(message) = self.messages.remove(self.begun())
+        {
+            self.bytes -= message.len();
+            dropped += 1;
+        }
+        dropped
+    }
+
     /// Messages, from the first on, of which the kernel has or may have a part.
     fn begun(&self) -> usize {
         self.in_flight.max(usize::from(self.is_mid_message()))
     }
 
-    fn drop_oldest(&mut self) -> bool {
-        match self.messages.remove(self.begun()) {
-            Some(message) => {
-                self.bytes -= message.len();
-                true
-            }
-            None => false,
+    const fn give_up(&mut self, refused: bool) -> Pushed {
+        self.overrun = refused;
+        if refused {
+            Pushed::Overrun
+        } else {
+            Pushed::Full
         }
     }
 
@@ -214,15 +207,16 @@ mod tests {
         vec![number; length].into()
     }
 
+    const REFUSED: bool = true;
     const KEPT: Pushed = Pushed::Kept { dropped: 0 };
 
     #[test]
     fn the_oldest_make_room_for_the_newest() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 4), true), KEPT);
-        assert_eq!(outbox.push(message(2, 4), true), KEPT);
+        assert_eq!(outbox.push(message(1, 4), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(2, 4), REFUSED), KEPT);
         assert_eq!(
-            outbox.push(message(3, 8), true),
+            outbox.push(message(3, 8), REFUSED),
             Pushed::Kept { dropped: 2 }
         );
         let mut buffer = [0; 64];
@@ -233,34 +227,53 @@ mod tests {
     #[test]
     fn the_newest_is_not_taken() {
         let mut outbox = Outbox::new(SlowConsumer::DropNew, 10);
-        assert_eq!(outbox.push(message(1, 8), true), KEPT);
-        assert_eq!(outbox.push(message(2, 4), true), Pushed::Dropped);
-        assert_eq!(outbox.push(message(3, 2), true), KEPT);
+        assert_eq!(outbox.push(message(1, 8), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(2, 4), REFUSED), Pushed::Dropped);
+        assert_eq!(outbox.push(message(3, 2), REFUSED), KEPT);
         assert_eq!(outbox.bytes(), 10);
     }
 
     #[test]
     fn so_many_messages_may_wait_and_no_more() {
         let mut outbox = Outbox::new(SlowConsumer::Buffer(2), 100);
-        assert_eq!(outbox.push(message(1, 1), true), KEPT);
-        assert_eq!(outbox.push(message(2, 1), true), KEPT);
-        assert_eq!(outbox.push(message(3, 1), true), Pushed::Overrun);
+        assert_eq!(outbox.push(message(1, 1), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(2, 1), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(3, 1), REFUSED), Pushed::Overrun);
         assert!(outbox.is_overrun());
-        assert_eq!(outbox.push(message(4, 1), true), Pushed::Overrun);
+        assert_eq!(outbox.push(message(4, 1), REFUSED), Pushed::Overrun);
+    }
+
+    #[test]
+    fn no_peer_is_slow_before_the_kernel_refuses() {
+        for policy in [SlowConsumer::Buffer(2), SlowConsumer::Disconnect] {
+            let mut outbox = Outbox::new(policy, 10);
+            assert_eq!(outbox.push(message(1, 6), !REFUSED), KEPT);
+            assert_eq!(outbox.push(message(2, 4), !REFUSED), KEPT);
+            assert_eq!(outbox.push(message(3, 1), !REFUSED), Pushed::Full);
+            assert!(!outbox.is_overrun());
+            assert_eq!(outbox.push(message(3, 1), REFUSED), Pushed::Overrun);
+            assert!(outbox.is_overrun());
+        }
+    }
+
+    #[test]
+    fn none_may_wait_while_the_kernel_refuses_other_output() {
+        let mut outbox = Outbox::new(SlowConsumer::Disconnect, 10);
+        assert_eq!(outbox.push(message(1, 1), REFUSED), Pushed::Overrun);
     }
 
     #[test]
     fn none_is_dropped_for_one_that_does_not_fit_then_either() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 8), true), KEPT);
+        assert_eq!(outbox.push(message(1, 8), REFUSED), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 8);
         outbox.sent(1);
-        assert_eq!(outbox.push(message(2, 1), true), KEPT);
-        assert_eq!(outbox.push(message(3, 1), true), KEPT);
-        assert_eq!(outbox.push(message(4, 4), true), Pushed::Dropped);
+        assert_eq!(outbox.push(message(2, 1), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(3, 1), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(4, 4), REFUSED), Pushed::Dropped);
         assert_eq!(
-            outbox.push(message(5, 3), true),
+            outbox.push(message(5, 3), REFUSED),
             Pushed::Kept { dropped: 2 }
         );
         assert_eq!(outbox.bytes(), 10);
@@ -269,7 +282,7 @@ mod tests {
     #[test]
     fn none_may_wait_once_the_kernel_refuses() {
         let mut outbox = Outbox::new(SlowConsumer::Disconnect, 100);
-        assert_eq!(outbox.push(message(1, 8), false), KEPT);
+        assert_eq!(outbox.push(message(1, 8), !REFUSED), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 8);
         outbox.sent(7);
@@ -279,35 +292,15 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_not_slow_because_the_worker_is() {
-        for policy in [
-            SlowConsumer::DropOld,
-            SlowConsumer::DropNew,
-            SlowConsumer::Buffer(1),
-            SlowConsumer::Disconnect,
-        ] {
-            let mut outbox = Outbox::new(policy, 10);
-            assert_eq!(outbox.push(message(1, 4), false), KEPT, "{policy:?}");
-            assert_eq!(outbox.push(message(2, 4), false), KEPT, "{policy:?}");
-            assert_eq!(
-                outbox.push(message(3, 4), false),
-                Pushed::Busy,
-                "{policy:?}"
-            );
-            assert!(!outbox.is_overrun(), "{policy:?}");
-        }
-    }
-
-    #[test]
     fn a_message_of_which_a_part_is_sent_is_never_dropped() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 8), true), KEPT);
+        assert_eq!(outbox.push(message(1, 8), REFUSED), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 8);
         outbox.sent(3);
         assert!(outbox.is_mid_message());
-        assert_eq!(outbox.push(message(2, 6), true), Pushed::Dropped);
-        assert_eq!(outbox.push(message(3, 5), true), KEPT);
+        assert_eq!(outbox.push(message(2, 6), REFUSED), Pushed::Dropped);
+        assert_eq!(outbox.push(message(3, 5), REFUSED), KEPT);
         assert_eq!(outbox.fill(&mut buffer), 10);
         assert_eq!(buffer[..10], [1, 1, 1, 1, 1, 3, 3, 3, 3, 3]);
     }
@@ -315,11 +308,11 @@ mod tests {
     #[test]
     fn what_is_being_sent_is_not_dropped() {
         let mut outbox = Outbox::new(SlowConsumer::DropOld, 10);
-        assert_eq!(outbox.push(message(1, 5), true), KEPT);
-        assert_eq!(outbox.push(message(2, 5), true), KEPT);
+        assert_eq!(outbox.push(message(1, 5), REFUSED), KEPT);
+        assert_eq!(outbox.push(message(2, 5), REFUSED), KEPT);
         let mut buffer = [0; 64];
         assert_eq!(outbox.fill(&mut buffer), 10);
-        assert_eq!(outbox.push(message(3, 5), true), Pushed::Dropped);
+        assert_eq!(outbox.push(message(3, 5), REFUSED), Pushed::Dropped);
         outbox.sent(10);
         assert_eq!(outbox.bytes(), 0);
     }
@@ -334,9 +327,8 @@ mod tests {
                 Just(SlowConsumer::DropNew),
                 (1usize..6).prop_map(SlowConsumer::Buffer),
             ],
-            steps in prop::collection::vec(
-                (any::<bool>(), any::<bool>(), 1usize..20, 0usize..24), 1..80,
-            ),
+            refused in any::<bool>(),
+            steps in prop::collection::vec((any::<bool>(), 1usize..20, 0usize..24), 1..80),
         ) {
             const MAX_BYTES: usize = 40;
             let mut outbox = Outbox::new(policy, MAX_BYTES);
@@ -351,7 +343,7 @@ mod tests {
                 outbox.sent(sent);
                 filled
             };
-            for (push, refused, length, most) in steps {
+            for (push, length, most) in steps {
                 if push {
                     let number = u8::try_from(lengths.len()).expect("at most 80");
                     lengths.push(length);

@@ -18,10 +18,10 @@ use crate::counters::Counters;
 /// How long a connection may take, and how much it may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The longest time without a byte in either direction.
+    /// The longest time without a byte in either direction, while it is not paused.
     pub idle_timeout: Option<Duration>,
-    /// The longest time until a callback that brought something answers with another action
-    /// than [`Continue`](crate::Action::Continue).
+    /// The longest time until a callback that brought something says another action than
+    /// [`Continue`](crate::Action::Continue).
     pub handshake_timeout: Option<Duration>,
     /// The longest time for which the kernel takes none of what is to be sent.
     pub write_timeout: Option<Duration>,
@@ -84,6 +84,7 @@ struct Watcher {
 
 /// What the connections of one listener share.
 pub struct Service {
+    name: String,
     limits: Limits,
     counters: Counters,
     max_connections: AtomicU64,
@@ -96,10 +97,11 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service without connections.
+    /// A service without connections. Its name is for reports.
     #[must_use]
-    pub fn new(limits: Limits, max_connections: u64) -> Arc<Self> {
+    pub fn new(name: String, limits: Limits, max_connections: u64) -> Arc<Self> {
         Arc::new(Self {
+            name,
             limits,
             counters: Counters::default(),
             max_connections: AtomicU64::new(max_connections),
@@ -108,6 +110,12 @@ impl Service {
             watchers: Mutex::default(),
             watched: AtomicBool::new(false),
         })
+    }
+
+    /// By which people know it; empty for connections that no listener accepted.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What its connections may do.
@@ -228,6 +236,7 @@ impl Service {
 impl fmt::Debug for Service {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Service")
+            .field("name", &self.name)
             .field("limits", &self.limits)
             .field("stage", &self.stage())
             .finish_non_exhaustive()
@@ -269,7 +278,7 @@ mod tests {
 
     #[test]
     fn no_more_are_admitted_than_there_are_places() {
-        let service = Service::new(Limits::default(), 2);
+        let service = Service::new(String::new(), Limits::default(), 2);
         let first = service.admit().expect("a place");
         let _second = service.admit().expect("a place");
         assert!(service.admit().is_none());
@@ -279,7 +288,7 @@ mod tests {
 
     #[test]
     fn who_waits_is_told_once_of_a_place() {
-        let service = Service::new(Limits::default(), 1);
+        let service = Service::new(String::new(), Limits::default(), 1);
         let told = Arc::new(AtomicU64::new(0));
         let taken = service.admit().expect("a place");
         service.when_free(counting(&told));
@@ -291,7 +300,7 @@ mod tests {
 
     #[test]
     fn who_waits_is_told_at_once_when_there_is_a_place() {
-        let service = Service::new(Limits::default(), 1);
+        let service = Service::new(String::new(), Limits::default(), 1);
         let told = Arc::new(AtomicU64::new(0));
         service.when_free(counting(&told));
         assert_eq!(told.load(Ordering::SeqCst), 1);
@@ -299,7 +308,7 @@ mod tests {
 
     #[test]
     fn more_places_are_told_to_everybody_who_waits() {
-        let service = Service::new(Limits::default(), 0);
+        let service = Service::new(String::new(), Limits::default(), 0);
         let told = Arc::new(AtomicU64::new(0));
         service.when_free(counting(&told));
         service.when_free(counting(&told));
@@ -309,7 +318,7 @@ mod tests {
 
     #[test]
     fn fewer_places_end_nobody() {
-        let service = Service::new(Limits::default(), 2);
+        let service = Service::new(String::new(), Limits::default(), 2);
         let both = (service.admit(), service.admit());
         service.set_max_connections(1);
         assert_eq!(service.active(), 2);
@@ -319,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_watcher_hears_of_the_number_it_waits_for() {
-        let service = Service::new(Limits::default(), 9);
+        let service = Service::new(String::new(), Limits::default(), 9);
         let seen = Arc::new(AtomicU64::new(99));
         let note = Arc::clone(&seen);
         let places: Vec<_> = (0..3).map(|_| service.admit().expect("a place")).collect();
@@ -334,7 +343,7 @@ mod tests {
     #[test]
     fn a_place_that_is_freed_while_somebody_begins_to_wait_is_told() {
         for _ in 0..2000 {
-            let service = Service::new(Limits::default(), 1);
+            let service = Service::new(String::new(), Limits::default(), 1);
             let told = Arc::new(AtomicU64::new(0));
             let taken = service.admit().expect("a place");
             thread::scope(|scope| {

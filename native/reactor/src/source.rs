@@ -4,7 +4,7 @@
 //! which accepts them in its own turns, so that nobody else has to wake for each; when none has
 //! come for the linger it is given back to whoever lent it, to be watched there.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -116,6 +116,18 @@ impl<O> Sources<O> {
             .enumerate()
             .map(silent)
             .min_by_key(|(_, since)| *since)
+    }
+
+    /// The poller watches a descriptor no more. It has one entry for each, also where a socket
+    /// that was taken back is lent anew before the engine knows: who else has it asks again.
+    pub(crate) fn is_unwatched(&mut self, descriptor: &impl AsFd) {
+        let number = descriptor.as_fd().as_raw_fd();
+        for lent in &mut self.lent {
+            if lent.source.descriptor().as_raw_fd() == number {
+                lent.watched = false;
+                lent.ready = true;
+            }
+        }
     }
 
     pub(crate) fn clear(&mut self) {

@@ -19,6 +19,7 @@ in_every_world! {
     silence_ends_a_connection,
     a_peer_that_does_not_say_what_it_wants_is_ended,
     an_answer_ends_the_handshake,
+    a_pause_is_not_idle,
     a_peer_that_takes_nothing_is_ended,
     a_peer_that_takes_nothing_is_ended_while_its_connection_closes,
     a_timeout_is_told_once,
@@ -48,7 +49,7 @@ in_every_world! {
 fn limited(change: impl FnOnce(&mut Limits)) -> Arc<Service> {
     let mut limits = Limits::default();
     change(&mut limits);
-    Service::new(limits, 64)
+    Service::new("test".to_owned(), limits, 64)
 }
 
 const SOON: Option<Duration> = Some(Duration::from_millis(30));
@@ -102,6 +103,23 @@ fn an_answer_ends_the_handshake<D: Demultiplexer>(mut world: World<D>) {
     world.until("the end of the silent one", || silent.is_lost());
     assert!(!greeted.is_lost());
     assert_eq!(world.exchange(&mut client, b"still here"), b"still here");
+}
+
+fn a_pause_is_not_idle<D: Demultiplexer>(mut world: World<D>) {
+    let service = limited(|limits| limits.idle_timeout = SOON);
+    let (mut client, server) = unix();
+    let waits = Script::echo().on_data(|_, _| Ok(Action::Pause));
+    let paused = world.serve_for(&service, server, waits);
+    client.write_all(b"?").expect("room");
+    world.until("the pause", || count(&paused.readable) == 1);
+    let (_other, server) = unix();
+    let idle = world.serve_for(&service, server, Script::echo());
+    world.until("the end of the idle one", || idle.is_lost());
+    world.until_quiet(&paused);
+    assert!(!paused.is_lost());
+    paused.resume(Action::ReadPending);
+    world.until("the end after the pause", || paused.is_lost());
+    assert_eq!(paused.reason(), Reason::IdleTimeout);
 }
 
 fn a_peer_that_takes_nothing_is_ended<D: Demultiplexer>(mut world: World<D>) {

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{Record, Script, World, count, lock};
@@ -30,6 +30,8 @@ struct Listener {
     service: Arc<Service>,
     records: Arc<Mutex<Vec<Arc<Record>>>>,
     returned: Arc<AtomicUsize>,
+    /// The source lent last accepts nobody any more.
+    revoked: Mutex<Arc<AtomicBool>>,
 }
 
 type Opening = (Script, Arc<Record>);
@@ -40,9 +42,10 @@ impl Listener {
         let acceptor = Acceptor::open(&endpoint, &ListenOptions::default()).expect("a listener");
         Self {
             acceptor: Arc::new(acceptor),
-            service: Service::new(Limits::default(), places),
+            service: Service::new("test".to_owned(), Limits::default(), places),
             records: Arc::default(),
             returned: Arc::default(),
+            revoked: Mutex::default(),
         }
     }
 
@@ -51,12 +54,19 @@ impl Listener {
     }
 
     fn lend_through(&self, door: &Door<Opening>) {
+        let revoked = Arc::new(AtomicBool::new(false));
+        *lock(&self.revoked) = Arc::clone(&revoked);
         door.lend(Box::new(Lent {
             acceptor: Arc::clone(&self.acceptor),
             service: Arc::clone(&self.service),
             records: Arc::clone(&self.records),
             returned: Arc::clone(&self.returned),
+            revoked,
         }));
+    }
+
+    fn revoke(&self) {
+        lock(&self.revoked).store(true, Ordering::SeqCst);
     }
 
     fn connect(&self) -> TcpStream {
@@ -74,10 +84,14 @@ struct Lent {
     service: Arc<Service>,
     records: Arc<Mutex<Vec<Arc<Record>>>>,
     returned: Arc<AtomicUsize>,
+    revoked: Arc<AtomicBool>,
 }
 
 impl Source<Opening> for Lent {
     fn accept(&mut self) -> Offer<Opening> {
+        if self.revoked.load(Ordering::SeqCst) {
+            return Offer::Over;
+        }
         let Some(admission) = self.service.admit() else {
             return Offer::Over;
         };
@@ -181,4 +195,22 @@ fn a_flood_of_clients_does_not_delay_a_connection<D: Demultiplexer>(mut world: W
     );
     drop(crowd);
     world.turn(Duration::ZERO);
+}
+
+#[test]
+fn a_source_is_watched_when_another_one_of_the_same_socket_is_given_back() {
+    // Without a linger, which would hide it by giving both back.
+    let mut world = World::without_demultiplexer();
+    let listener = Listener::open(100);
+    listener.lend(&world);
+    let mut first = listener.connect();
+    assert_eq!(world.exchange(&mut first, b"hello"), b"hello");
+    // Somebody takes it back, which the engine sees with the next client, and lends it anew.
+    listener.revoke();
+    let mut second = listener.connect();
+    listener.lend(&world);
+    assert_eq!(world.exchange(&mut second, b"hello"), b"hello");
+    world.until("the return of the first", || count(&listener.returned) == 1);
+    let mut third = listener.connect();
+    assert_eq!(world.exchange(&mut third, b"hello"), b"hello");
 }

@@ -27,6 +27,7 @@ same thread; while a callback runs, the other connections of its context wait.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -185,7 +186,14 @@ class Protocol:
         Args:
             message: the term, as the table of conversions has it.
         """
-        _log.warning("%s takes no messages, but got one", type(self).__qualname__)
+        cls = type(self)
+        _log.warning(
+            "%s.%s of %s takes no messages, but got a %s",
+            cls.__module__,
+            cls.__qualname__,
+            self.peer,
+            type(message).__qualname__,
+        )
         return "continue"
 
     def draining(self) -> Action | None:
@@ -322,11 +330,28 @@ def set_protocol_factory(factory: ProtocolFactory) -> None:
     Raises:
         TypeError: `factory` cannot be called, or is a class but no `Protocol`.
     """
+    _registry.factory = _checked(factory)
+
+
+def _checked(factory: object) -> ProtocolFactory:
     if not callable(factory):
         raise TypeError(f"a protocol factory must be callable, not {type(factory).__name__}")
     if isinstance(factory, type) and not issubclass(factory, Protocol):
         raise TypeError(f"{factory.__qualname__} is no subclass of Protocol")
-    _registry.factory = factory
+    return factory
+
+
+def _protocol_named(module: str, name: str) -> ProtocolFactory:
+    """What a listener's option ``protocol`` names: something in a module that is imported."""
+    target: object = importlib.import_module(module)
+    for part in name.split("."):
+        target = getattr(target, part)
+    return _checked(target)
+
+
+def _check_protocol(module: str, name: str) -> None:
+    """Raise what keeps `_protocol_named` from its result."""
+    _protocol_named(module, name)
 
 
 def get_protocol(fd: int) -> Protocol | None:
