@@ -243,7 +243,8 @@ fn reading_goes_on_below_the_high_water_mark<D: Demultiplexer>(mut world: World<
             limits.low_water = 20_000;
         });
         let record = world.serve_for(&service, server, Script::echo().reads_on());
-        let sent = pattern(16 << 20);
+        // More than all the buffers of a loopback connection, which grow to some 10 MB each way.
+        let sent = pattern(64 << 20);
         let mut fed = 0;
         // The peer talks and does not listen, until nobody listens to it either.
         let mut stuck = 0;
