@@ -220,8 +220,9 @@ impl Service {
         if !self.watched.load(Ordering::Relaxed) {
             return;
         }
-        let active = self.active();
         let mut watchers = self.watchers.lock();
+        // Only now: they have not asked about what was before.
+        let active = self.active();
         let told: Vec<Watcher> = watchers
             .extract_if(.., |watcher| watcher.range.contains(&active))
             .collect();
