@@ -102,6 +102,12 @@ impl Ticket {
         self.state.encode(env)
     }
 
+    /// Tells, whenever it is called, whether the asker has given up.
+    pub(crate) fn is_abandoned(&self) -> impl Fn() -> bool + Send + 'static {
+        let state = self.state.clone();
+        move || state.stage.load(Ordering::Acquire) == ABANDONED
+    }
+
     /// The work begins: false if the asker has given up, and then it must not begin. `interrupt` is
     /// called, on any thread, when the asker gives up from now on.
     pub(crate) fn begin(&self, interrupt: impl Fn() + Send + Sync + 'static) -> bool {

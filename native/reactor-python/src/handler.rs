@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString, PyTuple};
 use reactor::{Action, Counters, Descriptor, Flushed, Handler, Payload, Reason, Verdict};
 
 use crate::activity::Activity;
@@ -187,13 +187,10 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         &self,
         protocol: &Bound<'py, PyAny>,
         descriptor: &Arc<Descriptor>,
+        peer: Option<&Bound<'py, PyTuple>>,
         client_info: &Bound<'py, PyDict>,
     ) -> PyResult<()> {
         let names = &self.names;
-        let peer = descriptor.peer();
-        let peer = peer
-            .map(|peer| buffer::address(self.py, &peer))
-            .transpose()?;
         protocol.setattr(&names.handle, handle::linked(self.py, descriptor.link())?)?;
         protocol.setattr(&names.fd, descriptor.number())?;
         protocol.setattr(&names.peer, peer)?;
@@ -205,6 +202,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     fn client_info(
         &self,
         descriptor: &Arc<Descriptor>,
+        peer: Option<&Bound<'py, PyTuple>>,
         info: &Value,
         recipe: Option<&Recipe>,
     ) -> PyResult<Bound<'py, PyDict>> {
@@ -222,9 +220,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             &names.kind,
             Some(PyString::new(self.py, descriptor.kind().name()).into_any()),
         )?;
-        let complete = client_info.contains(&names.addr)? && client_info.contains(&names.port)?;
-        if !complete && let Some(peer) = descriptor.peer() {
-            let peer = buffer::address(self.py, &peer)?;
+        if let Some(peer) = peer {
             fill(&names.addr, Some(peer.get_item(0)?))?;
             fill(&names.port, peer.get_item(1).ok())?;
         }
@@ -392,15 +388,25 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         let factory = self.factory(recipe);
         let factory = factory.map_err(|error| self.not_made(None, descriptor, &error))?;
         let factory = factory.ok_or(Refusal::NoProtocolFactory)?;
+        let peer = descriptor.peer();
+        let peer = peer
+            .map(|peer| buffer::address(self.py, &peer))
+            .transpose()
+            .map_err(|error| self.bad_info(descriptor, &error))?;
         let client_info = self
-            .client_info(descriptor, info, recipe)
+            .client_info(descriptor, peer.as_ref(), info, recipe)
             .map_err(|error| self.bad_info(descriptor, &error))?;
         let connection = self
             .make(&factory, descriptor)
             .map_err(|error| self.not_made(Some(&factory), descriptor, &error))?;
         // From here on there is a protocol, which hears of its end whatever comes.
         let action = self
-            .introduce(&connection.protocol, descriptor, &client_info)
+            .introduce(
+                &connection.protocol,
+                descriptor,
+                peer.as_ref(),
+                &client_info,
+            )
             .and_then(|()| {
                 let (protocol, callback) = (&connection.protocol, Callback::ConnectionMade);
                 let name = self.names.of(callback);

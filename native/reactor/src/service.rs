@@ -79,6 +79,7 @@ type Notice = Box<dyn FnOnce() + Send>;
 /// Told once, as soon as the number of connections lies in the range.
 struct Watcher {
     range: RangeInclusive<u64>,
+    is_stale: Box<dyn Fn() -> bool + Send>,
     notice: Box<dyn FnOnce(u64) + Send>,
 }
 
@@ -175,9 +176,27 @@ impl Service {
     }
 
     /// Calls `notice` once, on any thread, as soon as the number of connections lies in
-    /// `range`, at once if it does.
-    pub fn when_active(&self, range: RangeInclusive<u64>, notice: Box<dyn FnOnce(u64) + Send>) {
-        self.watchers.lock().push(Watcher { range, notice });
+    /// `range`, at once if it does. Once `is_stale` says that nobody wants to know any more, it
+    /// may be forgotten instead.
+    pub fn when_active(
+        &self,
+        range: RangeInclusive<u64>,
+        is_stale: Box<dyn Fn() -> bool + Send>,
+        notice: Box<dyn FnOnce(u64) + Send>,
+    ) {
+        let watcher = Watcher {
+            range,
+            is_stale,
+            notice,
+        };
+        let mut watchers = self.watchers.lock();
+        // Whoever waits and gives up again and again does not fill the memory, nor make every
+        // connection look at all of it.
+        if watchers.len() == watchers.capacity() {
+            watchers.retain(|watcher| !(watcher.is_stale)());
+        }
+        watchers.push(watcher);
+        drop(watchers);
         self.watched.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.tell_watchers();
@@ -220,8 +239,9 @@ impl Service {
         if !self.watched.load(Ordering::Relaxed) {
             return;
         }
-        let active = self.active();
         let mut watchers = self.watchers.lock();
+        // Only now: they have not asked about what was before.
+        let active = self.active();
         let told: Vec<Watcher> = watchers
             .extract_if(.., |watcher| watcher.range.contains(&active))
             .collect();
@@ -332,7 +352,8 @@ mod tests {
         let seen = Arc::new(AtomicU64::new(99));
         let note = Arc::clone(&seen);
         let places: Vec<_> = (0..3).map(|_| service.admit().expect("a place")).collect();
-        service.when_active(0..=1, Box::new(move |n| note.store(n, Ordering::SeqCst)));
+        let notice = Box::new(move |n| note.store(n, Ordering::SeqCst));
+        service.when_active(0..=1, Box::new(|| false), notice);
         let mut places = places.into_iter();
         drop(places.next());
         assert_eq!(seen.load(Ordering::SeqCst), 99);
@@ -352,5 +373,20 @@ mod tests {
             });
             assert_eq!(told.load(Ordering::SeqCst), 1);
         }
+    }
+
+    #[test]
+    fn watchers_that_gave_up_are_forgotten() {
+        let service = Service::new(String::new(), Limits::default(), 9);
+        let told = Arc::new(AtomicU64::new(0));
+        for number in 0..10_000 {
+            let is_stale = Box::new(move || number % 1000 != 0);
+            let note = counting(&told);
+            service.when_active(1..=1, is_stale, Box::new(move |_| note()));
+        }
+        let kept = service.watchers.lock().len();
+        assert!(kept < 100, "{kept} are kept");
+        let _place = service.admit();
+        assert!(told.load(Ordering::SeqCst) >= 10);
     }
 }

@@ -310,10 +310,11 @@ fn listener_await<'a>(
 ) -> Term<'a> {
     let ticket = Ticket::new(env, env.pid(), atoms::stopped());
     let term = ticket.term(env);
+    let is_stale = ticket.is_abandoned();
     let notice = |active: u64| ticket.answer(move |env| active.encode(env));
     listener
         .service()
-        .when_active(from..=to.number(), Box::new(notice));
+        .when_active(from..=to.number(), Box::new(is_stale), Box::new(notice));
     term
 }
 
