@@ -29,8 +29,9 @@
 %% under which it is registered. One that has neither is called by its pid.
 
 %% Rows: {Pid, Handle, Label, Since} for every context, {{pool, Index}, Handle} for those of the pool,
-%% {pool, Size, Turn} with an atomic counter that callers share, and {handles, Handles} with all those
-%% of the pool once more, for whoever wants them in one look.
+%% {pool, Size, Turn} with an atomic counter that callers share, {handles, Handles} with all those
+%% of the pool once more, for whoever wants them in one look, and {{ending, Handle}} for every context
+%% that went down and whose worker may not have ended.
 -define(TABLE, ?MODULE).
 
 %% A context in the same turn for longer than this gets no new connections while another one has
@@ -151,6 +152,7 @@ list() ->
 init(Size) ->
     %% After a restart the contexts are all still there.
     _ = [monitor(process, Pid) || Pid <- contexts()],
+    _ = [reap_later(Handle) || {{ending, Handle}} <- ets:match_object(?TABLE, {{ending, '_'}})],
     true = ets:insert(?TABLE, {pool, Size, atomics:new(1, [{signed, false}])}),
     list_handles(),
     {ok, no_state}.
@@ -200,6 +202,10 @@ leave({Pid, Handle, Label, SinceMs}, Reason) ->
     py_reactor_events:execute([py_reactor, context, stop], Measurements, Metadata),
     true = ets:match_delete(?TABLE, {{pool, '_'}, Handle}),
     list_handles(),
+    true = ets:insert(?TABLE, {{ending, Handle}}),
+    reap_later(Handle).
+
+reap_later(Handle) ->
     _ = erlang:send_after(?REAP_MS, self(), {reap, Handle}),
     ok.
 
@@ -207,9 +213,9 @@ reap(Handle) ->
     case py_nif:context_running(Handle) of
         true ->
             ok = py_nif:context_interrupt(Handle),
-            _ = erlang:send_after(?REAP_MS, self(), {reap, Handle}),
-            ok;
+            reap_later(Handle);
         false ->
+            true = ets:delete(?TABLE, {ending, Handle}),
             ok
     end.
 

@@ -234,6 +234,19 @@ a_killed_context_whose_callback_spins_is_ended_too(_Config) ->
     [await_closed(Client) || Client <- [Spinning, Idle]],
     await_pool(2).
 
+a_callback_that_spins_is_ended_though_the_pool_dies_as_well(_Config) ->
+    protocol("def data_received(self, data):\n    tell('spinning')\n    while True:\n        pass\n"),
+    [Victim | _] = pool(),
+    Spinning = connect(Victim),
+    ok = gen_tcp:send(Spinning, "x"),
+    {<<"spinning">>} = next(),
+    exit(Victim, kill),
+    wait_until("it is off the list", fun() -> not lists:member(Victim, pool()) end),
+    exit(whereis(py_reactor_pool), kill),
+    {<<"exception">>} = next(<<"lost">>),
+    await_closed(Spinning),
+    await_pool(2).
+
 a_killed_pool_process_disturbs_nobody(_Config) ->
     protocol(echo()),
     Client = connect(),
