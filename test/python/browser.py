@@ -26,6 +26,8 @@ _ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # Without it chromedriver asks for "localhost", which a bare machine may not know.
+    "--remote-debugging-pipe",
     "--lang=en-US",
 ]
 
