@@ -27,6 +27,7 @@ use crate::calls::{self, Call, Failure, Refused, Work};
 use crate::connections::{Cancelled, Connection, Watch};
 use crate::context::{Context, adopt_error};
 use crate::functions::{self, FunctionCall, Outcome};
+use crate::lasting;
 use crate::listener::{Batch, Listener, Missing, Recipe, Waiting};
 use crate::log;
 use crate::python::interpreter::{self, Settings};
@@ -874,4 +875,14 @@ fn posix(env: Env<'_>, failure: &io::Error) -> rustler::Atom {
 fn posix_atom(env: Env<'_>, errno: Errno) -> rustler::Atom {
     let name = format!("{errno:?}").to_lowercase();
     rustler::Atom::from_str(env, &name).unwrap_or(listener_atoms::einval())
+}
+
+// ---------------------------------------------------------------------------------------------
+// Loading
+
+/// keep_types() -> ok
+#[rustler::nif]
+fn keep_types(env: Env<'_>) -> rustler::Atom {
+    lasting::keep(env);
+    ok()
 }
