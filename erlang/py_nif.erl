@@ -30,6 +30,8 @@
 -export([listener_address/1, listener_state/1, listener_set_stage/2, listener_stats/1]).
 -export([listener_set_max_connections/2, listener_max_connections/1, listener_await/3]).
 -export([acceptor_open/1, acceptor_accept/2, acceptor_close/1]).
+%% Loading
+-export([keep_types/0]).
 
 -on_load(load/0).
 
@@ -327,7 +329,19 @@ acceptor_close(_Acceptor) ->
 
 -spec load() -> ok | {error, term()}.
 load() ->
-    erlang:load_nif(filename:join(priv_dir(), "py_nif"), 0).
+    case erlang:load_nif(filename:join(priv_dir(), "py_nif"), 0) of
+        ok ->
+            %% It waits for the end of the loading, before which nothing can be allocated.
+            _ = spawn(?MODULE, keep_types, []),
+            ok;
+        {error, _} = Error ->
+            Error
+    end.
+
+%% @doc Has the resource types outlive this module: threads that do not end with it use them.
+-spec keep_types() -> ok.
+keep_types() ->
+    erlang:nif_error({not_loaded, ?MODULE}).
 
 %% Without the application's folder on the code path, priv is beside the folder of this module.
 priv_dir() ->

@@ -995,6 +995,7 @@ a_connection_is_the_same_reference_each_time(Config) ->
     Members = #{Connection => one, OtherConnection => two},
     ?assertEqual(one, maps:get(eval("first.connection"), Members)),
     ?assertEqual({Connection, [Connection]}, eval("(first.connection, [first.connection])")),
+    exec("del first, second"),
     [end_of(Each) || Each <- [Client, Other]].
 
 a_handle_goes_to_python_and_comes_back_as_the_same(Config) ->

@@ -100,6 +100,8 @@ groups() ->
         {ends, [], [
             halt_with_busy_threads_keeps_its_status,
             init_stop_with_busy_threads_keeps_its_status,
+            init_stop_while_python_calls_erlang_keeps_its_status,
+            the_library_can_be_purged_while_python_calls_erlang,
             interrupt_signal_with_busy_threads_ends_cleanly
         ]}
     ].
@@ -999,6 +1001,18 @@ init_stop_with_busy_threads_keeps_its_status(_Config) ->
      || Status <- [0, 5]
     ].
 
+%% Both unload the library, while a thread of Python goes on to use it.
+init_stop_while_python_calls_erlang_keeps_its_status(_Config) ->
+    [
+        ?assertMatch({Status, _}, node("", [calling(), "init:stop(", integer_to_list(Status), ")."], []))
+     || Status <- [0, 5, 0, 7]
+    ].
+
+the_library_can_be_purged_while_python_calls_erlang(_Config) ->
+    Purge = "[begin true = code:delete(py_nif), code:purge(py_nif), ok = py_nif:keep_types() end || _ <- lists:seq(1, 3)], ",
+    Load = "{ok, 2} = py:eval(\"1 + 1\"), init:stop(3).",
+    [?assertMatch({3, _}, node("", [calling(), Purge, Load], [])) || _ <- [1, 2]].
+
 interrupt_signal_with_busy_threads_ends_cleanly(_Config) ->
     %% With +Bd one interrupt ends the node; with the break menu it takes a second one, or an `a'.
     Code = [busy(), "io:format(\"~s~n\", [os:getpid()]), timer:sleep(20000), halt(99)."],
@@ -1135,6 +1149,20 @@ busy() ->
     "spawn(fun() -> py:exec(\"while True: hashlib.sha256(data).digest()\") end), "
     "spawn(fun() -> py:exec(\"time.sleep(100)\") end), "
     "timer:sleep(100), ".
+
+%% A Python thread that calls Erlang again and again, whatever becomes of it.
+calling() ->
+    "{ok, _} = application:ensure_all_started(py_reactor), "
+    "ok = py:register_function(add, fun(A, B) -> A + B end), "
+    "ok = py:exec(\"import erlang, threading\\n"
+    "called = threading.Event()\\n"
+    "def call():\\n"
+    "    while True:\\n"
+    "        try: erlang.call('add', 1, 2)\\n"
+    "        except erlang.ErlangError: pass\\n"
+    "        called.set()\\n"
+    "threading.Thread(target=call, daemon=True).start()\\n\"), "
+    "{ok, true} = py:eval(\"called.wait(10)\"), ".
 
 %% Runs code in a node of its own: exit status and output.
 node(Flags, Code, Env) ->

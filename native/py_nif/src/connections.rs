@@ -27,6 +27,14 @@ pub(crate) struct Connection {
 impl Resource for Connection {}
 
 impl Connection {
+    /// No connection at all.
+    pub(crate) const fn nobody() -> Self {
+        Self {
+            id: 0,
+            link: Weak::new(),
+        }
+    }
+
     /// The one reference of a connection.
     pub(crate) fn of(link: &Arc<Link>) -> Option<ResourceArc<Self>> {
         let made = || {

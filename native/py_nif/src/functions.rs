@@ -146,6 +146,16 @@ impl Resource for FunctionCall {
 }
 
 impl FunctionCall {
+    /// A call that nobody waits for.
+    pub(crate) fn over(server: LocalPid) -> Self {
+        Self {
+            sleeper: thread::current(),
+            server,
+            progress: Mutex::new(Progress::Over),
+            place: Mutex::default(),
+        }
+    }
+
     /// Name and arguments, for the process that calls this; None if nobody waits for an answer.
     pub(crate) fn begin(&self, process: LocalPid) -> Option<(String, Vec<Value>)> {
         drop(self.place.lock().take());

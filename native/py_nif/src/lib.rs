@@ -6,6 +6,7 @@ mod calls;
 mod connections;
 mod context;
 mod functions;
+mod lasting;
 mod listener;
 mod loan;
 mod log;
@@ -26,7 +27,10 @@ fn load(env: Env, _info: Term) -> bool {
         .and_then(|()| beam::select::register::<Parked>(env))
         .and_then(|()| beam::select::register::<Waiting>(env));
     match loaded {
-        Ok(()) => true,
+        Ok(()) => {
+            lasting::are_new();
+            true
+        }
         Err(error) => {
             eprintln!("py_nif: {error}");
             false

@@ -119,6 +119,13 @@ impl<T: Watched> Seat<T> {
         Ok(Self::referring_to(object))
     }
 
+    /// Has the type live for ever: the BEAM frees it with the module only when there is no resource.
+    pub(crate) fn keep_kind() {
+        // SAFETY: the type was opened by `register` while the library was loaded. What is allocated is
+        // never written, and as nobody refers to it, never read nor destroyed either.
+        unsafe { enif_alloc_resource(T::kind().0.load(Ordering::Acquire), size_of::<T>()) };
+    }
+
     /// The resource in a term, if that is one of this type.
     pub(crate) fn of(term: Term<'_>) -> Option<Self> {
         let mut object: *const c_void = null();

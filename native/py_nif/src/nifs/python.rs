@@ -6,12 +6,20 @@ use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
 use crate::beam::term::decode;
 use crate::calls::{self, Call, Failure, Refused, Work};
+use crate::lasting;
 use crate::log;
 use crate::python::interpreter::{self, Settings};
 use crate::ticket::{Ticket, TicketState};
 
 mod atoms {
     rustler::atoms! { call, eval, exec, not_running, overload, stopped }
+}
+
+/// keep_types() -> ok
+#[rustler::nif]
+fn keep_types(env: Env<'_>) -> rustler::Atom {
+    lasting::keep(env);
+    ok()
 }
 
 /// start_python(Program, PackagePath, PythonPath, LogLevel) -> ok | {error, Text}; an empty Program is
