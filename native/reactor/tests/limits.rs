@@ -241,6 +241,8 @@ fn reading_goes_on_below_the_high_water_mark<D: Demultiplexer>(mut world: World<
         let service = limited(|limits| {
             limits.high_water = 100_000;
             limits.low_water = 20_000;
+            // The kernel may take a long time to be full, and nobody reads meanwhile.
+            limits.write_timeout = None;
         });
         let record = world.serve_for(&service, server, Script::echo().reads_on());
         // More than all the buffers of a loopback connection, which grow to some 10 MB each way.
