@@ -272,6 +272,15 @@ impl<C, S> Connection<C, S> {
     /// When its time has come, and what happens then.
     pub(crate) fn deadline(&self) -> Option<(Instant, Expiry)> {
         let limits = self.owner().service().limits();
+        // As a rule nothing is set, and this is asked after every step.
+        if self.timeout_at.is_none()
+            && self.stalled_since.is_none()
+            && limits.idle_timeout.is_none()
+            && (self.greeted || limits.handshake_timeout.is_none())
+            && !self.closes_when_idle
+        {
+            return None;
+        }
         let after = |since: Instant, limit: Option<Duration>| since.checked_add(limit?);
         let opens = self.state != State::Closing;
         let deadlines = [
