@@ -102,20 +102,29 @@ drain_listener(_Name, _DeadlineMs) ->
 listener_info(Name) ->
     case py_reactor_listeners:find(Name) of
         {ok, Supervisor, Handle, Options} ->
+            Contexts = map_get(contexts, Options),
             Known = maps:merge(
-                maps:merge(maps:remove(endpoint, Options), py_nif:listener_stats(Handle)),
+                maps:merge(maps:remove(endpoint, Options), counters(Handle)),
                 address(py_nif:listener_address(Handle))
             ),
             Known#{
+                queue_depth => queue_depth(py_reactor_pool:handles(Contexts)),
                 name => Name,
                 pid => Supervisor,
                 status => status(py_nif:listener_state(Handle)),
                 max_connections => py_nif:listener_max_connections(Handle),
-                contexts => py_reactor_pool:pids(map_get(contexts, Options))
+                contexts => py_reactor_pool:pids(Contexts)
             };
         {error, _} ->
             {error, not_found}
     end.
+
+%% Without those that only a context can count.
+counters(Handle) ->
+    maps:without([parked, parkings, wakes], py_nif:listener_stats(Handle)).
+
+queue_depth(Contexts) ->
+    lists:sum([map_get(queue_depth, py_nif:context_stats(Context)) || Context <- Contexts]).
 
 status({open, serving}) -> running;
 status({closed, serving}) -> suspended;

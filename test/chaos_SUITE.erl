@@ -21,10 +21,7 @@ all() ->
     [{group, lingering}, {group, parked_at_once}].
 
 groups() ->
-    [
-        {lingering, [], cases()},
-        {parked_at_once, [], cases()}
-    ].
+    told:groups(cases()).
 
 cases() ->
     [
@@ -52,8 +49,7 @@ cases() ->
     ].
 
 init_per_group(Group, Config) ->
-    LingerMs = maps:get(Group, #{lingering => 20, parked_at_once => 0}),
-    ok = reactor_case:start(#{contexts => 2, linger_ms => LingerMs}),
+    ok = reactor_case:start(#{contexts => 2, linger_ms => told:linger_ms(Group)}),
     ok = py:exec("import resource, importlib, os, sys"),
     start_courier(),
     Config.

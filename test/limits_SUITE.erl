@@ -27,17 +27,13 @@ all() ->
     [{group, lingering}, {group, parked_at_once}].
 
 groups() ->
-    [
-        {lingering, [], cases()},
-        {parked_at_once, [], cases()}
-    ].
+    told:groups(cases()).
 
 cases() ->
     told:cases(?MODULE).
 
 init_per_group(Group, Config) ->
-    LingerMs = maps:get(Group, #{lingering => 20, parked_at_once => 0}),
-    told:start(#{linger_ms => LingerMs}),
+    told:start(#{linger_ms => told:linger_ms(Group)}),
     Config.
 
 end_per_group(_Group, _Config) ->
@@ -672,7 +668,7 @@ what_comes_while_reading_is_paused_waits_in_the_kernel(Config) ->
     receive sent -> ok after ?PATIENCE_MS -> error(unsent) end,
     {<<"eof">>} = next(<<"lost">>).
 
-%% Whether the kernel takes no more of what a client sends.
+%% Whether the kernel takes no more of what a client sends. That nothing happens takes time to see.
 no_progress(Client) ->
     {ok, [{send_pend, Before}]} = inet:getstat(Client, [send_pend]),
     timer:sleep(100),
@@ -1234,6 +1230,7 @@ write_a_flood(Client) ->
     ok = gen_tcp:send(Client, "0123456789"),
     wait_until("the kernel takes no more", fun() -> is_flooded() end).
 
+%% That nothing happens takes time to see.
 is_flooded() ->
     Size = fun() -> eval("len(max(reactor._registry.protocols.items())[1].write_buffer)") end,
     Before = Size(),

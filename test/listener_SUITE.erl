@@ -220,6 +220,9 @@ a_start_does_not_wait_for_a_callback_of_the_only_context(_Config) ->
     {error, {protocol, _}} = start(bad, #{protocol => {no_such_module, 'Echo'}, contexts => [Held]}),
     {error, {protocol, _}} = start(bad, #{protocol => {'__main__', go}, contexts => [Held]}),
     {ok, _} = start(waiting, #{protocol => {'__main__', 'Echo'}, contexts => [Held]}),
+    %% What each start asked of the context waits there.
+    ?assert(map_get(queue_depth, py_reactor_context:stats(Held)) >= 3),
+    ?assert(map_get(queue_depth, py_reactor:listener_info(waiting)) >= 3),
     Client = connect(waiting),
     none = eval("go.set()"),
     {_} = next(<<"made">>),
@@ -1044,8 +1047,8 @@ a_listener_that_cannot_come_back_tries_until_it_can(_Config) ->
     {ok, Thief} = gen_tcp:listen(Port, [{ip, ?LOOPBACK}, {reuseaddr, true}]),
     All = whereis(py_reactor_listeners),
     kill(Pid),
-    %% Its tries are far apart: they do not use up the restarts of the supervisor of all.
-    timer:sleep(1500),
+    %% Its tries are far apart: however many, they do not use up the restarts of the supervisor of all.
+    wait_until("it has tried often", fun() -> length(reactor_case:logged(fun is_try/1)) >= 10 end),
     ?assertEqual({error, not_found}, py_reactor:listener_info(robbed)),
     ?assertEqual([bystander], py_reactor:which_listeners()),
     ok = gen_tcp:close(Thief),
@@ -1055,6 +1058,10 @@ a_listener_that_cannot_come_back_tries_until_it_can(_Config) ->
     ?assertEqual(All, whereis(py_reactor_listeners)),
     [ok = gen_tcp:close(C) || C <- [Client, Bystander]],
     [ok = py_reactor:stop_listener(Name) || Name <- [robbed, bystander]].
+
+%% A line of the supervisor of all about a listener that cannot start again.
+is_try(#{text := Text}) ->
+    string:find(Text, "start_error") =/= nomatch andalso string:find(Text, "eaddrinuse") =/= nomatch.
 
 a_killed_context_costs_its_own_connections_only(_Config) ->
     process_flag(trap_exit, true),

@@ -25,17 +25,13 @@ all() ->
     [{group, lingering}, {group, parked_at_once}, stopping_the_application_tells_every_monitor].
 
 groups() ->
-    [
-        {lingering, [], cases()},
-        {parked_at_once, [], cases()}
-    ].
+    told:groups(cases()).
 
 cases() ->
     told:cases(?MODULE) -- [stopping_the_application_tells_every_monitor].
 
 init_per_group(Group, Config) ->
-    LingerMs = maps:get(Group, #{lingering => 20, parked_at_once => 0}),
-    told:start(#{linger_ms => LingerMs}),
+    told:start(#{linger_ms => told:linger_ms(Group)}),
     Config.
 
 end_per_group(_Group, _Config) ->

@@ -22,10 +22,7 @@ all() ->
     [{group, lingering}, {group, parked_at_once}].
 
 groups() ->
-    [
-        {lingering, [], cases()},
-        {parked_at_once, [], cases()}
-    ].
+    told:groups(cases()).
 
 cases() ->
     told:cases(?MODULE).
@@ -44,8 +41,7 @@ load_example(Examples, Name) ->
     {module, Name} = code:load_binary(Name, File, Beam).
 
 init_per_group(Group, Config) ->
-    LingerMs = maps:get(Group, #{lingering => 20, parked_at_once => 0}),
-    told:start(#{linger_ms => LingerMs}),
+    told:start(#{linger_ms => told:linger_ms(Group)}),
     ok = py:add_path(?config(examples, Config)),
     Config.
 

@@ -21,14 +21,10 @@ all() ->
     [{group, lingering}, {group, parked_at_once}].
 
 groups() ->
-    [
-        {lingering, [], told:cases(?MODULE)},
-        {parked_at_once, [], told:cases(?MODULE)}
-    ].
+    told:groups(told:cases(?MODULE)).
 
 init_per_group(Group, Config) ->
-    LingerMs = maps:get(Group, #{lingering => 20, parked_at_once => 0}),
-    told:start(#{linger_ms => LingerMs}),
+    told:start(#{linger_ms => told:linger_ms(Group)}),
     Config.
 
 end_per_group(_Group, _Config) ->

@@ -8,7 +8,7 @@
 -include_lib("stdlib/include/assert.hrl").
 
 %% The frame of a suite and of a case
--export([cases/1, start/1, begin_case/1, end_case/1, root/0]).
+-export([cases/1, groups/1, linger_ms/1, start/1, begin_case/1, end_case/1, root/0]).
 %% Protocols
 -export([protocol/1, exec/1, eval/1, eval/2]).
 %% Connections
@@ -21,6 +21,13 @@
 %% The cases of a suite: what has a sentence for its name, that is four words or more.
 cases(Suite) ->
     [Case || {Case, 1} <- Suite:module_info(exports), length(words(Case)) >= 4].
+
+%% Each case with connections that linger with their worker, and with ones that are parked at once.
+groups(Cases) ->
+    [{lingering, [], Cases}, {parked_at_once, [], Cases}].
+
+linger_ms(lingering) -> 20;
+linger_ms(parked_at_once) -> 0.
 
 words(Name) ->
     string:lexemes(atom_to_list(Name), "_").

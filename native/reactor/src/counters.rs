@@ -100,7 +100,8 @@ counters! {
     bytes_in,
     /// Bytes that the kernel took.
     bytes_out,
-    /// Events that wait for their turn now (of a context).
+    /// Connections that had something to do when the present turn began (of a context); what is
+    /// still on its way to the worker adds to it, see [`Door::depth`](crate::Door::depth).
     queue_depth,
 }
 

@@ -155,8 +155,8 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
         self.now = Instant::now();
         self.mailbox().begin_turn(self.now);
-        let depth = self.ready.len() + self.inbox.depth();
-        self.mailbox().counters().queue_depth.set(depth as u64);
+        let ready = self.ready.len() as u64;
+        self.mailbox().counters().queue_depth.set(ready);
         self.collect();
         self.take_signals(handler);
         if self.mailbox().is_stopping() {

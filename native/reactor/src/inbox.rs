@@ -384,6 +384,14 @@ impl<O> Door<O> {
         sent.err().map(TrySendError::into_inner)
     }
 
+    /// How much waits for the worker now, also while a callback holds it up.
+    #[must_use]
+    pub fn depth(&self) -> u64 {
+        let mailbox = &self.mailbox;
+        let waiting = self.arrivals.len() + mailbox.signals.len() + mailbox.messages.len();
+        mailbox.counters.queue_depth.get() + waiting as u64
+    }
+
     /// The rest of the inbox.
     #[must_use]
     pub const fn mailbox(&self) -> &Arc<Mailbox> {
@@ -474,11 +482,6 @@ impl<O> Inbox<O> {
             self.get_up();
         }
         quiet
-    }
-
-    /// What waits to be taken.
-    pub(crate) fn depth(&self) -> usize {
-        self.arrivals.len() + self.signals.len() + self.messages.len()
     }
 
     pub(crate) fn get_up(&self) {

@@ -12,7 +12,7 @@ use crate::context::{Context, adopt_error};
 use crate::ticket::Ticket;
 
 mod atoms {
-    rustler::atoms! { bad_info, busy_ms, closed_by, no_context, ready_input, ready_output }
+    rustler::atoms! { bad_info, busy_ms, closed_by, no_context, queue_depth, ready_input, ready_output }
 }
 
 /// context_start(MaxConnections, LingerMs | -1) -> {ok, Context} | {error, Text}
@@ -58,8 +58,9 @@ fn context_busy_ms(context: ResourceArc<Context>) -> u64 {
 #[rustler::nif]
 fn context_stats(env: Env<'_>, context: ResourceArc<Context>) -> NifResult<Term<'_>> {
     let mailbox = context.mailbox();
-    let stats = encode_counters(env, mailbox.counters())?;
-    stats.map_put(atoms::busy_ms(), mailbox.busy_ms())
+    encode_counters(env, mailbox.counters())?
+        .map_put(atoms::queue_depth(), context.door().depth())?
+        .map_put(atoms::busy_ms(), mailbox.busy_ms())
 }
 
 /// A map of counters, with the map `closed_by` among them.
