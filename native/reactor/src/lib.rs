@@ -37,6 +37,12 @@ mod service;
 mod source;
 mod state;
 mod timers;
+mod wakeup;
+
+/// The atomics of the wake-up: its model has others.
+mod sync {
+    pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
 
 pub use acceptor::{Accepted, Acceptor, Endpoint, ListenOptions};
 pub use action::Action;
