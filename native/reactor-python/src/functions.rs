@@ -216,7 +216,9 @@ fn connection_open<'py>(py: Python<'py>, fd: RawFd) -> PyResult<(Bound<'py, PyAn
     let descriptor = handle::adopt(fd).map_err(|error| match error {
         AdoptError::BadDescriptor => os_error(Errno::EBADF),
         AdoptError::System(errno) => os_error(errno),
-        AdoptError::Unsupported(_) => PyValueError::new_err(error.to_string()),
+        AdoptError::Unsupported(_) | AdoptError::AlreadyServed => {
+            PyValueError::new_err(error.to_string())
+        }
     })?;
     let kind = descriptor.kind().name();
     Ok((handle::by_hand(py, &descriptor)?.into_any(), kind))

@@ -78,7 +78,7 @@ pub struct Descriptor {
     link: Arc<Link>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity {
     device: u64,
     inode: u64,
@@ -102,25 +102,48 @@ impl Identity {
 /// Ends a watch. Called on any thread, once at most.
 type EndWatch = Box<dyn FnOnce() + Send>;
 
+/// What is served, by what the kernel knows of it. The two ends of a pipe differ in nothing but
+/// whether they can be read.
+type Served = (Identity, bool);
+
 /// Descriptor numbers belong to the process, and so does this list of those in use.
 static LIVE: LazyLock<Mutex<HashMap<RawFd, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
+
+/// Those that were adopted, whose duplicates may be handed in again. What a listener accepts
+/// nobody else has a duplicate of.
+static ADOPTED: LazyLock<Mutex<HashMap<Served, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
 
 impl Descriptor {
     /// Duplicates `fd`, close-on-exec and non-blocking, into a descriptor of our own.
     ///
     /// # Errors
-    /// `fd` is not open, is of a kind that cannot be served, or the process has no
+    /// `fd` is not open, is of a kind that cannot be served, is served already under whatever
+    /// number (two readers would each get a part of the stream), or the process has no
     /// descriptor left.
     pub fn adopt(fd: BorrowedFd<'_>) -> Result<Arc<Self>, AdoptError> {
         let stat = fstat(fd)?;
-        Self::notice(fd.as_raw_fd(), Identity::of(&stat));
+        let identity = Identity::of(&stat);
+        let number = fd.as_raw_fd();
+        if Self::is_served_as(number, identity) {
+            return Err(AdoptError::AlreadyServed);
+        }
         let kind = kind_of(fd, &stat)?;
+        let reads = flags_of(&fd)? & OFlag::O_ACCMODE != OFlag::O_WRONLY;
+        // Who opens a terminal again has another descriptor with the same identity.
+        let served = (kind != Kind::Tty).then_some((identity, reads));
+        // Before there is a duplicate: it may get the number of one that is gone.
+        if served.is_some_and(Self::is_served) {
+            return Err(AdoptError::AlreadyServed);
+        }
         let own = fd.try_clone_to_owned().map_err(|error| {
             AdoptError::from(Errno::from_raw(error.raw_os_error().unwrap_or(0)))
         })?;
-        let flags = make_nonblocking(&own)?;
-        let reads = flags & OFlag::O_ACCMODE != OFlag::O_WRONLY;
-        Ok(Self::register(own, kind, reads, Identity::of(&stat), false))
+        make_nonblocking(&own)?;
+        let descriptor = Self::register(own, kind, reads, identity, false);
+        match served {
+            Some(served) if !descriptor.enter(served) => Err(AdoptError::AlreadyServed),
+            _ => Ok(descriptor),
+        }
     }
 
     /// Takes a socket of a listener, which is ours already; close-on-exec and non-blocking.
@@ -141,13 +164,43 @@ impl Descriptor {
         Ok(descriptor)
     }
 
-    /// What is handed in may have the number of a living descriptor: then that is gone. An
-    /// acceptor gets the lowest free number, so most often it is the first to show this.
-    fn notice(number: RawFd, identity: Identity) {
+    /// What is handed in may have the number of a living descriptor: either it is that one, or
+    /// that is gone. An acceptor gets the lowest free number, so most often it is the first to
+    /// show this.
+    fn is_served_as(number: RawFd, identity: Identity) -> bool {
         let living = LIVE.lock().get(&number).and_then(Weak::upgrade);
-        if let Some(living) = living.filter(|living| living.identity != identity) {
-            living.disown();
+        living.is_some_and(|living| {
+            let same = living.identity == identity;
+            if !same {
+                living.disown();
+            }
+            same && !living.is_gone()
+        })
+    }
+
+    /// The same of a duplicate, which has another number.
+    fn is_served(served: Served) -> bool {
+        let adopted = ADOPTED.lock().get(&served).and_then(Weak::upgrade);
+        adopted.is_some_and(|adopted| {
+            let lives = adopted.is_still_ours();
+            if !lives {
+                adopted.disown();
+            }
+            lives
+        })
+    }
+
+    /// Puts a new descriptor on the list of those that were adopted; false if somebody was faster.
+    fn enter(self: &Arc<Self>, served: Served) -> bool {
+        let mut adopted = ADOPTED.lock();
+        let other = adopted.get(&served).and_then(Weak::upgrade);
+        let free = other.as_ref().is_none_or(|other| other.is_gone());
+        if free {
+            adopted.insert(served, Arc::downgrade(self));
         }
+        // Before `other`, which takes the lock again should it be the last to go.
+        drop(adopted);
+        free
     }
 
     fn register(fd: OwnedFd, kind: Kind, reads: bool, identity: Identity, sole: bool) -> Arc<Self> {
@@ -604,6 +657,16 @@ impl Drop for Descriptor {
             live.remove(&number);
         }
         drop(live);
+        if !self.sole {
+            let served = (self.identity, self.reads);
+            let mut adopted = ADOPTED.lock();
+            if adopted
+                .get(&served)
+                .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self))
+            {
+                adopted.remove(&served);
+            }
+        }
         if !(listed && !self.is_gone() && self.identity.is_of(&fd)) {
             // Whoever closed the number gave it away: closing it again would hit
             // somebody else.
@@ -644,15 +707,19 @@ const fn skip_passing(errno: Errno) -> Errno {
     }
 }
 
-/// Sets O_NONBLOCK where it is missing; returns the flags. It belongs to the open file, not
+/// Sets O_NONBLOCK where it is missing. It belongs to the open file, not
 /// to our duplicate of the descriptor: who shares a pipe or a terminal with us may clear it,
 /// as shells do. So it is looked at before every call that cannot itself say "do not wait".
-fn make_nonblocking(fd: &impl AsFd) -> nix::Result<OFlag> {
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+fn make_nonblocking(fd: &impl AsFd) -> nix::Result<()> {
+    let flags = flags_of(fd)?;
     if !flags.contains(OFlag::O_NONBLOCK) {
         fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     }
-    Ok(flags)
+    Ok(())
+}
+
+fn flags_of(fd: &impl AsFd) -> nix::Result<OFlag> {
+    fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)
 }
 
 /// Repeats a call that a signal interrupted.

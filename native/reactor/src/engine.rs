@@ -253,6 +253,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             return;
         };
         connection.queued = false;
+        self.look_for_end(handler, slot);
+        let Some(connection) = self.slots.get(slot) else {
+            return;
+        };
         let blocked = connection.descriptor.is_blocked();
         match connection.state {
             State::Writing if !blocked => {

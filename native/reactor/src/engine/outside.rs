@@ -92,15 +92,18 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
 
     /// A connection that is over, or closes, gets no message any more.
     fn deliver(&mut self, handler: &mut H, key: Key, message: Payload) {
-        match self.slots.find(key) {
-            Some(connection) if connection.state != State::Closing => {}
-            _ => return,
+        if self.slots.find(key).is_none() {
+            return;
         }
         self.unpark(key, Readiness::default());
         self.guarded(handler, key.slot, |engine, handler, slot| {
+            engine.look_for_end(handler, slot);
             let Some(connection) = engine.slots.get(slot) else {
                 return;
             };
+            if connection.state == State::Closing {
+                return;
+            }
             let verdict = handler.message(&mut connection.user, &connection.descriptor, message);
             engine.answered(handler, slot, verdict);
             engine.settle(handler, slot);
@@ -141,6 +144,16 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
     }
 
+    /// Before a callback: whoever was served before in this very turn, or another thread, may have
+    /// ended the connection.
+    pub(super) fn look_for_end(&mut self, handler: &mut H, slot: u32) {
+        if let Some(connection) = self.slots.get(slot)
+            && connection.owner().is_asked()
+        {
+            self.heed(handler, slot);
+        }
+    }
+
     /// Takes note of what the connection was asked for besides actions.
     pub(super) fn heed(&mut self, handler: &mut H, slot: u32) {
         let Some(connection) = self.slots.get(slot) else {
@@ -156,6 +169,9 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             connection.closes_when_idle = granted.close_when_idle;
             if connection.owner().is_overrun() {
                 return self.end(handler, slot, Reason::SlowConsumer);
+            }
+            if granted.abort {
+                return self.apply(handler, slot, Ok(Action::Abort));
             }
             if granted.close {
                 self.apply(handler, slot, Ok(Action::Close));
