@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use crate::action::Action;
+use crate::clock::Clock;
 use crate::connection::{Connection, Slots, Watch};
 use crate::demultiplexer::Demultiplexer;
 use crate::descriptor::Received;
@@ -97,6 +98,7 @@ pub struct Engine<H: Handler, D: Demultiplexer> {
     sources: Sources<H::Opening>,
     linger: Option<Duration>,
     buffer: Box<[u8]>,
+    clock: Clock,
     now: Instant,
 }
 
@@ -129,8 +131,23 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             sources: Sources::new(),
             linger,
             buffer: vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice(),
+            clock: Clock::System,
             now: Instant::now(),
         }
+    }
+
+    /// Moves its time forward: from here on it stands until it is moved again.
+    pub(crate) fn advance(&mut self, by: Duration) {
+        self.clock.advance(by);
+        self.now = self.clock.now();
+    }
+
+    /// Whether a turn would find nothing to do, unless the kernel had something to say.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.ready.is_empty()
+            && !self.sources.are_ready()
+            && self.inbox.is_empty()
+            && self.until_next_timer() != Some(Duration::ZERO)
     }
 
     /// One turn. It sleeps for `limit` at most, without end if that is `None`, and not at
@@ -153,7 +170,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         } else {
             self.poller.wait(Some(Duration::ZERO))?;
         }
-        self.now = Instant::now();
+        self.now = self.clock.now();
         self.mailbox().begin_turn(self.now);
         let ready = self.ready.len() as u64;
         self.mailbox().counters().queue_depth.set(ready);
@@ -194,7 +211,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
 
     /// Sleeps until there is something to do, after parking who has been silent too long.
     fn rest(&mut self, handler: &mut H, limit: Option<Duration>) -> io::Result<()> {
-        self.now = Instant::now();
+        self.now = self.clock.now();
         if self.until_next_parking() == Some(Duration::ZERO) {
             // Parking is for the moment when there is nothing else to do.
             self.poller.wait(Some(Duration::ZERO))?;
@@ -499,17 +516,18 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
             Watch::Nobody => {
                 let write = connection.awaits_room();
-                self.poller
-                    .add(&connection.descriptor, key, write)
+                connection
+                    .descriptor
+                    .watch(&self.poller, key, write)
                     .map(|()| {
                         connection.watch = Watch::Poller { write };
                     })
             }
             // Registered for room to write once, it stays so: the kernel reports room
             // only to those it had refused.
-            Watch::Poller { write: false } if connection.awaits_room() => self
-                .poller
-                .add_write(&connection.descriptor, key)
+            Watch::Poller { write: false } if connection.awaits_room() => connection
+                .descriptor
+                .watch_room(&self.poller, key)
                 .map(|()| {
                     connection.watch = Watch::Poller { write: true };
                 }),
@@ -556,7 +574,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
         if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() && !descriptor.is_sole() {
             // Fails only where the descriptor is gone already, and with it the entry.
-            let _ = self.poller.remove(&descriptor);
+            let _ = descriptor.unwatch(&self.poller);
         }
         let lost = catch_unwind(AssertUnwindSafe(|| handler.lost(user, &descriptor, reason)));
         if let Err(panic) = lost {

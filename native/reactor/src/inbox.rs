@@ -472,9 +472,7 @@ impl<O> Inbox<O> {
     pub(crate) fn lie_down(&self) -> bool {
         self.mailbox.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let quiet = self.arrivals.is_empty()
-            && self.signals.is_empty()
-            && self.messages.is_empty()
+        let quiet = self.is_empty()
             && !self.mailbox.reviewing.load(Ordering::Relaxed)
             && !self.mailbox.is_stopping()
             && !self.mailbox.overflowed.load(Ordering::Relaxed);
@@ -482,6 +480,11 @@ impl<O> Inbox<O> {
             self.get_up();
         }
         quiet
+    }
+
+    /// Whether nothing waits for the worker.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.arrivals.is_empty() && self.signals.is_empty() && self.messages.is_empty()
     }
 
     pub(crate) fn get_up(&self) {

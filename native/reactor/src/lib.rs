@@ -21,6 +21,7 @@
 mod acceptor;
 mod action;
 mod address;
+mod clock;
 mod connection;
 mod counters;
 mod demultiplexer;
@@ -34,9 +35,11 @@ mod outbox;
 mod poller;
 mod reason;
 mod service;
+pub mod simulation;
 mod source;
 mod state;
 mod timers;
+mod wire;
 
 pub use acceptor::{Accepted, Acceptor, Endpoint, ListenOptions};
 pub use action::Action;

@@ -18,6 +18,7 @@ use crate::counters::Counters;
 use crate::descriptor::Descriptor;
 use crate::inbox::{Key, Mailbox, Payload, SendError, Signal};
 use crate::outbox::{Outbox, Pushed};
+use crate::poller::Readiness;
 use crate::reason::Reason;
 use crate::service::{Admission, Service, SlowConsumer};
 
@@ -330,6 +331,11 @@ impl Owner {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
+    }
+
+    /// A simulated kernel reports this.
+    pub(crate) fn is_ready(&self, readiness: Readiness) {
+        self.mailbox.ready(self.key, readiness);
     }
 
     pub(crate) fn descriptor_gone(&self) {

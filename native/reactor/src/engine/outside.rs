@@ -2,7 +2,6 @@
 //! stage of its service.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
 
 use super::{Engine, MAX_READ_BYTES, enqueue, panic_message};
 use crate::action::Action;
@@ -163,7 +162,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             if let Some(timeout) = granted.timeout {
                 // Not from the beginning of the turn: a callback may have taken long.
                 connection.timeout_at =
-                    timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+                    timeout.and_then(|timeout| self.clock.now().checked_add(timeout));
             }
             connection.reading_held = granted.hold_reading;
             connection.closes_when_idle = granted.close_when_idle;

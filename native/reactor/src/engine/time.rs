@@ -84,7 +84,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
     }
 
-    pub(super) fn until_next_timer(&self) -> Option<Duration> {
+    pub(crate) fn until_next_timer(&self) -> Option<Duration> {
         Some(self.timers.next()?.saturating_duration_since(self.now))
     }
 }
