@@ -5,43 +5,28 @@
 //! is told depends on nothing but the script.
 //!
 //! ```
-//! # use std::sync::Arc;
-//! # use reactor::{Action, Descriptor, Flushed, Handler, Reason, Verdict};
 //! use reactor::simulation::{Origin, Simulation};
+//! use reactor::{Action, ConnectionHandler, EventHandler, Events};
 //!
-//! # struct Upper;
-//! # impl Handler for Upper {
-//! #     type Connection = Vec<u8>;
-//! #     type Opening = ();
-//! #     fn connected(&mut self, _: &Arc<Descriptor>, (): ()) -> Option<(Vec<u8>, Verdict)> {
-//! #         Some((Vec::new(), Ok(Action::ReadPending)))
-//! #     }
-//! #     fn readable(&mut self, text: &mut Vec<u8>, _: &Arc<Descriptor>, data: &[u8]) -> Verdict {
-//! #         text.extend(data.iter().map(u8::to_ascii_uppercase));
-//! #         Ok(Action::WritePending)
-//! #     }
-//! #     fn eof(&mut self, _: &mut Vec<u8>, _: &Arc<Descriptor>) -> Verdict {
-//! #         Ok(Action::Close)
-//! #     }
-//! #     fn writable(&mut self, text: &mut Vec<u8>, descriptor: &Arc<Descriptor>) -> Verdict {
-//! #         let sent = descriptor.send(text).map_err(Reason::Failed)?;
-//! #         text.drain(..sent);
-//! #         Ok(if text.is_empty() { Action::ReadPending } else { Action::Continue })
-//! #     }
-//! #     fn flush(&mut self, _: &mut Vec<u8>, _: &Arc<Descriptor>) -> Flushed { Flushed::All }
-//! #     fn lost(&mut self, _: Vec<u8>, _: &Arc<Descriptor>, _: Reason) {}
-//! #     fn panicked(&mut self, _: Option<&Arc<Descriptor>>, message: &str) { panic!("{message}") }
-//! # }
-//! let mut handler = Upper;
-//! let mut simulation = Simulation::new().expect("a poller");
-//! let peer = simulation.connect(Origin::default(), ()).expect("room");
-//! peer.block();
-//! peer.send(b"hello");
-//! simulation.run(&mut handler).expect("it comes to rest");
-//! assert_eq!(peer.take(), b"");
+//! struct Shout;
+//!
+//! impl EventHandler for Shout {
+//!     fn handle_read(&mut self, connection: &mut ConnectionHandler, data: &[u8]) -> Action {
+//!         connection.write(&data.to_ascii_uppercase());
+//!         Action::ReadPending
+//!     }
+//! }
+//!
+//! let mut simulation = Simulation::<Events>::new()?;
+//! let peer = simulation.connect(Origin::default(), Box::new(Shout)).expect("room");
 //! peer.accept(3);
-//! simulation.run(&mut handler).expect("it comes to rest");
+//! peer.send(b"hello");
+//! simulation.run(&mut Events)?;
 //! assert_eq!(peer.take(), b"HEL");
+//! peer.unblock();
+//! simulation.run(&mut Events)?;
+//! assert_eq!(peer.take(), b"LO");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 use std::fmt;
