@@ -7,6 +7,7 @@
 mod activity;
 mod buffer;
 mod exception;
+pub mod forks;
 pub mod functions;
 mod handle;
 mod handler;
