@@ -21,6 +21,7 @@ use nix::errno::Errno;
 
 use crate::action::Action;
 use crate::connection::{Connection, Slots, Watch};
+use crate::counters::Counters;
 use crate::demultiplexer::Demultiplexer;
 use crate::descriptor::Received;
 use crate::handler::{Flushed, Handler, Verdict};
@@ -72,8 +73,16 @@ impl<O> Groundwork<O> {
     /// # Errors
     /// The process has no descriptor left, or `max_connections` is 0.
     pub fn lay(settings: Settings) -> io::Result<(Self, Door<O>)> {
+        Self::lay_with(settings, Arc::default())
+    }
+
+    /// The same, to count on with numbers that are there already.
+    ///
+    /// # Errors
+    /// As [`lay`](Self::lay).
+    pub fn lay_with(settings: Settings, counters: Arc<Counters>) -> io::Result<(Self, Door<O>)> {
         let (poller, waker) = Poller::new()?;
-        let (door, inbox) = Inbox::new(waker, settings.max_connections)?;
+        let (door, inbox) = Inbox::new(waker, settings.max_connections, counters)?;
         let linger = settings.linger;
         Ok((
             Self {
@@ -209,6 +218,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             self.until_next_parking(),
             self.until_next_timer(),
             self.until_next_return(),
+            self.until_next_rousing(),
         ];
         let timeout = timeout.into_iter().flatten().min();
         if self.ready.is_empty() && !self.sources.are_ready() && self.inbox.lie_down() {
