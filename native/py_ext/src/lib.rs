@@ -3,6 +3,8 @@
 #![deny(unsafe_code)]
 
 mod node;
+mod server;
+mod surroundings;
 
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
@@ -13,6 +15,7 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     watch_forks().map_err(PyOSError::new_err)?;
     node::add_to(module)?;
+    module.add_class::<server::Server>()?;
     reactor_python::functions::add_to(module)
 }
 
