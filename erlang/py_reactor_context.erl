@@ -50,6 +50,7 @@
 -type reason() ::
     badf
     | {unsupported_fd, Kind :: atom()}
+    | already_served
     | no_protocol_factory
     | overload
     | no_context

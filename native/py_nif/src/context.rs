@@ -25,7 +25,7 @@ use crate::ticket::Ticket;
 
 mod atoms {
     rustler::atoms! {
-        py_worker, started, stopped, failed, undefined, badf, unsupported_fd, overload,
+        py_worker, started, stopped, failed, undefined, badf, unsupported_fd, already_served, overload,
         no_context, no_protocol_factory, protocol, bad_info, system
     }
 }
@@ -254,7 +254,7 @@ impl Surroundings for Worker {
     }
 }
 
-/// `badf`, `{unsupported_fd, Kind}` or `{system, Text}`.
+/// `badf`, `{unsupported_fd, Kind}`, `already_served` or `{system, Text}`.
 pub(crate) fn adopt_error(env: Env<'_>, refused: AdoptError) -> Term<'_> {
     match refused {
         AdoptError::BadDescriptor => (error(), atoms::badf()).encode(env),
@@ -263,6 +263,7 @@ pub(crate) fn adopt_error(env: Env<'_>, refused: AdoptError) -> Term<'_> {
             (error(), (atoms::unsupported_fd(), kind)).encode(env)
         }
         AdoptError::System(errno) => (error(), (atoms::system(), errno.desc())).encode(env),
+        AdoptError::AlreadyServed => (error(), atoms::already_served()).encode(env),
     }
 }
 

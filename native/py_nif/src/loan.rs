@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use reactor::{Accepted, Acceptor, Admission, Descriptor, Offer, Source};
+use reactor::{Acceptor, Admitted, Offer, Source};
 use reactor_python::Opening;
 use rustler::{Encoder, ResourceArc};
 
@@ -102,44 +102,21 @@ struct Lent {
     socket: Arc<Acceptor>,
 }
 
-impl Lent {
-    fn accept_at(&self, place: impl FnOnce() -> Option<Admission>) -> Offer<Opening> {
-        let (fd, peer) = match self.socket.accept() {
-            Accepted::Connection(fd, peer) => (fd, peer),
-            Accepted::Empty => return Offer::Empty,
-            Accepted::Exhausted(_) | Accepted::Failed(_) => return Offer::Over,
-        };
-        let descriptor = Descriptor::accepted(fd, self.socket.kind(), peer);
-        match (descriptor, place()) {
-            (Ok(descriptor), Some(admission)) => Offer::Connection {
-                descriptor,
-                opening: self.seat.listener().opening(),
-                admission,
-            },
-            // The kernel does not know what it has just made, or a limit was set this moment.
-            _ => Offer::Over,
-        }
-    }
-}
-
 impl Source<Opening> for Lent {
     fn accept(&mut self) -> Offer<Opening> {
         // An acceptor that has ended is replaced by one with a duplicate of its own.
         if self.loan.revoked.load(Ordering::Acquire) || self.seat.is_closed() {
             return Offer::Over;
         }
-        // Without a limit there is a place for whoever has been accepted. Else it is taken before,
-        // but by nobody while no client waits.
-        let service = self.seat.listener().service();
-        if service.max_connections() == u64::MAX {
-            return self.accept_at(|| service.admit());
-        }
-        if !self.socket.is_ready() {
-            return Offer::Empty;
-        }
-        match service.admit() {
-            Some(admission) => self.accept_at(|| Some(admission)),
-            None => Offer::Over,
+        let listener = self.seat.listener();
+        match self.socket.admit(listener.service()) {
+            Admitted::Connection(descriptor, admission) => Offer::Connection {
+                descriptor,
+                opening: listener.opening(),
+                admission,
+            },
+            Admitted::Empty => Offer::Empty,
+            Admitted::Full | Admitted::Exhausted(_) | Admitted::Failed(_) => Offer::Over,
         }
     }
 

@@ -21,11 +21,12 @@ use reactor::{
 use crate::buffer;
 use crate::handle;
 
-/// Adds the functions to the module `_erlang` of one interpreter.
+/// Adds the functions, and the version that all parts of the project share, to the module `_erlang` of one interpreter.
 ///
 /// # Errors
 /// Python is out of memory.
 pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(connection_read, module)?)?;
     module.add_function(wrap_pyfunction!(connection_write, module)?)?;
     module.add_function(wrap_pyfunction!(connection_flush, module)?)?;
@@ -216,7 +217,9 @@ fn connection_open<'py>(py: Python<'py>, fd: RawFd) -> PyResult<(Bound<'py, PyAn
     let descriptor = handle::adopt(fd).map_err(|error| match error {
         AdoptError::BadDescriptor => os_error(Errno::EBADF),
         AdoptError::System(errno) => os_error(errno),
-        AdoptError::Unsupported(_) => PyValueError::new_err(error.to_string()),
+        AdoptError::Unsupported(_) | AdoptError::AlreadyServed => {
+            PyValueError::new_err(error.to_string())
+        }
     })?;
     let kind = descriptor.kind().name();
     Ok((handle::by_hand(py, &descriptor)?.into_any(), kind))

@@ -91,6 +91,8 @@ pub struct PythonHandler<'py, S> {
     py: Python<'py>,
     names: Names<'py>,
     types: Types,
+    /// What makes protocols where no recipe names it; None: what `set_protocol_factory` has set.
+    factory: Option<Factory<'py>>,
     factories: Factories<'py>,
     counters: Arc<Counters>,
     activity: Arc<Activity>,
@@ -115,12 +117,20 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             py,
             names: Names::new(py)?,
             types: Types::load(py)?,
+            factory: None,
             factories: Factories::default(),
             counters,
             activity,
             said_nothing: Cell::new(false),
             surroundings,
         })
+    }
+
+    /// The same handler, with something of its own that makes the protocols.
+    #[must_use]
+    pub fn with_factory(mut self, factory: Bound<'py, PyAny>) -> Self {
+        self.factory = Some(Factory::plain(factory));
+        self
     }
 
     /// Runs one event: a callback, and all that may be the user's code around it, like the
@@ -150,6 +160,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
                 let factory = self.factories.of(self.py, *id, named, &self.types)?;
                 Ok(Some(factory.clone()))
             }
+            _ if self.factory.is_some() => Ok(self.factory.clone()),
             _ => {
                 let factory = self.names.registry.getattr(&self.names.factory)?;
                 Ok((!factory.is_none()).then(|| Factory::plain(factory)))

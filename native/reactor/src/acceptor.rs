@@ -38,7 +38,9 @@ use nix::sys::socket::{
 };
 
 use crate::address::Address;
-use crate::kind::Kind;
+use crate::descriptor::Descriptor;
+use crate::kind::{AdoptError, Kind};
+use crate::service::{Admission, Service};
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +80,21 @@ pub enum Accepted {
     Connection(OwnedFd, Option<Address>),
     /// Nobody is waiting.
     Empty,
+    /// The process or the kernel is short of something: try again, but not at once.
+    Exhausted(Errno),
+    /// The socket was shut, or is broken for good.
+    Failed(Errno),
+}
+
+/// What came of trying to take in a connection of a service.
+#[derive(Debug)]
+pub enum Admitted {
+    /// A connection, and its place.
+    Connection(Arc<Descriptor>, Admission),
+    /// Nobody is waiting.
+    Empty,
+    /// The service has no place; somebody may be waiting.
+    Full,
     /// The process or the kernel is short of something: try again, but not at once.
     Exhausted(Errno),
     /// The socket was shut, or is broken for good.
@@ -171,7 +188,7 @@ impl Acceptor {
     /// Takes the next connection. Never waits.
     #[must_use]
     pub fn accept(&self) -> Accepted {
-        if self.is_shut.load(Ordering::Acquire) {
+        if self.is_shut() {
             return Accepted::Failed(Errno::EINVAL);
         }
         let mut errno = Errno::UnknownErrno;
@@ -194,6 +211,41 @@ impl Acceptor {
         Accepted::Exhausted(errno)
     }
 
+    /// Takes in the next connection of `service`. Never waits.
+    ///
+    /// Without a limit there is a place for whoever was accepted. Else it is taken before, but by
+    /// nobody while no client waits.
+    #[must_use]
+    pub fn admit(&self, service: &Arc<Service>) -> Admitted {
+        if service.max_connections() == u64::MAX {
+            return self.accept_at(|| service.admit());
+        }
+        if !self.is_ready() {
+            return Admitted::Empty;
+        }
+        match service.admit() {
+            Some(admission) => self.accept_at(|| Some(admission)),
+            None => Admitted::Full,
+        }
+    }
+
+    fn accept_at(&self, place: impl FnOnce() -> Option<Admission>) -> Admitted {
+        let (fd, peer) = match self.accept() {
+            Accepted::Connection(fd, peer) => (fd, peer),
+            Accepted::Empty => return Admitted::Empty,
+            Accepted::Exhausted(errno) => return Admitted::Exhausted(errno),
+            Accepted::Failed(errno) => return Admitted::Failed(errno),
+        };
+        match (Descriptor::accepted(fd, self.kind(), peer), place()) {
+            (Ok(descriptor), Some(admission)) => Admitted::Connection(descriptor, admission),
+            // A limit was set this moment; the client is turned away.
+            (Ok(_), None) => Admitted::Full,
+            (Err(AdoptError::System(errno)), _) => Admitted::Exhausted(errno),
+            // The kernel does not know what it has just made.
+            (Err(_), _) => Admitted::Failed(Errno::EBADF),
+        }
+    }
+
     /// Whether there is something to learn from [`accept`](Self::accept): somebody waits, or
     /// the socket is shut. Unlike that call it needs no free descriptor.
     #[must_use]
@@ -208,6 +260,11 @@ impl Acceptor {
         self.is_shut.store(true, Ordering::Release);
         // The only error is ENOTCONN of a socket that was shut before.
         let _ = socket::shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Whether [`shut`](Self::shut) was called, here or on a duplicate.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.is_shut.load(Ordering::Acquire)
     }
 
     /// The address that it listens on, with the port that the kernel chose.

@@ -10,10 +10,13 @@
 //!   closed again. Both what is handed in and its duplicate are compared.
 //! - Before `close(2)` the descriptor's device and inode are compared with those
 //!   seen when it was adopted.
+//!
+//! Behind a simulated descriptor there is a [`Wire`] instead of the kernel. Nobody else can
+//! have its number, so neither rule applies to it.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering, fence};
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
@@ -26,8 +29,11 @@ use nix::sys::stat::{FileStat, fstat};
 use parking_lot::Mutex;
 
 use crate::address::Address;
+use crate::inbox::Key;
 use crate::kind::{AdoptError, Kind, kind_of};
 use crate::link::{Link, Owner};
+use crate::poller::{Poller, Readiness};
+use crate::wire::{Number, Wire};
 
 /// What one read brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,11 +58,13 @@ pub enum Received {
 
 /// A descriptor owned by the reactor.
 pub struct Descriptor {
-    /// `None` only while it is dropped.
-    fd: Option<OwnedFd>,
+    medium: Medium,
+    number: RawFd,
     kind: Kind,
     /// False for the writing end of a pipe.
     reads: bool,
+    /// A stream socket of the kernel, as nearly all are: they are asked for first.
+    is_stream: bool,
     identity: Identity,
     /// Nobody else has a duplicate: what watches it forgets it when it is closed.
     sole: bool,
@@ -78,7 +86,24 @@ pub struct Descriptor {
     link: Arc<Link>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is behind a descriptor.
+enum Medium {
+    /// The kernel. `None` only while the descriptor is dropped.
+    Kernel(Option<OwnedFd>),
+    /// A simulation.
+    Simulated(Number, Arc<Wire>),
+}
+
+impl Medium {
+    const fn fd(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Kernel(fd) => fd.as_ref(),
+            Self::Simulated(..) => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 struct Identity {
     device: u64,
     inode: u64,
@@ -102,25 +127,48 @@ impl Identity {
 /// Ends a watch. Called on any thread, once at most.
 type EndWatch = Box<dyn FnOnce() + Send>;
 
+/// What is served, by what the kernel knows of it. The two ends of a pipe differ in nothing but
+/// whether they can be read.
+type Served = (Identity, bool);
+
 /// Descriptor numbers belong to the process, and so does this list of those in use.
 static LIVE: LazyLock<Mutex<HashMap<RawFd, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
+
+/// Those that were adopted, whose duplicates may be handed in again. What a listener accepts
+/// nobody else has a duplicate of.
+static ADOPTED: LazyLock<Mutex<HashMap<Served, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
 
 impl Descriptor {
     /// Duplicates `fd`, close-on-exec and non-blocking, into a descriptor of our own.
     ///
     /// # Errors
-    /// `fd` is not open, is of a kind that cannot be served, or the process has no
+    /// `fd` is not open, is of a kind that cannot be served, is served already under whatever
+    /// number (two readers would each get a part of the stream), or the process has no
     /// descriptor left.
     pub fn adopt(fd: BorrowedFd<'_>) -> Result<Arc<Self>, AdoptError> {
         let stat = fstat(fd)?;
-        Self::notice(fd.as_raw_fd(), Identity::of(&stat));
+        let identity = Identity::of(&stat);
+        let number = fd.as_raw_fd();
+        if Self::is_served_as(number, identity) {
+            return Err(AdoptError::AlreadyServed);
+        }
         let kind = kind_of(fd, &stat)?;
+        let reads = flags_of(&fd)? & OFlag::O_ACCMODE != OFlag::O_WRONLY;
+        // Who opens a terminal again has another descriptor with the same identity.
+        let served = (kind != Kind::Tty).then_some((identity, reads));
+        // Before there is a duplicate: it may get the number of one that is gone.
+        if served.is_some_and(Self::is_served) {
+            return Err(AdoptError::AlreadyServed);
+        }
         let own = fd.try_clone_to_owned().map_err(|error| {
             AdoptError::from(Errno::from_raw(error.raw_os_error().unwrap_or(0)))
         })?;
-        let flags = make_nonblocking(&own)?;
-        let reads = flags & OFlag::O_ACCMODE != OFlag::O_WRONLY;
-        Ok(Self::register(own, kind, reads, Identity::of(&stat), false))
+        make_nonblocking(&own)?;
+        let descriptor = Self::register(own, kind, reads, identity, false);
+        match served {
+            Some(served) if !descriptor.enter(served) => Err(AdoptError::AlreadyServed),
+            _ => Ok(descriptor),
+        }
     }
 
     /// Takes a socket of a listener, which is ours already; close-on-exec and non-blocking.
@@ -141,21 +189,77 @@ impl Descriptor {
         Ok(descriptor)
     }
 
-    /// What is handed in may have the number of a living descriptor: then that is gone. An
-    /// acceptor gets the lowest free number, so most often it is the first to show this.
-    fn notice(number: RawFd, identity: Identity) {
+    /// What is handed in may have the number of a living descriptor: either it is that one, or
+    /// that is gone. An acceptor gets the lowest free number, so most often it is the first to
+    /// show this.
+    fn is_served_as(number: RawFd, identity: Identity) -> bool {
         let living = LIVE.lock().get(&number).and_then(Weak::upgrade);
-        if let Some(living) = living.filter(|living| living.identity != identity) {
-            living.disown();
+        living.is_some_and(|living| {
+            let same = living.identity == identity;
+            if !same {
+                living.disown();
+            }
+            same && !living.is_gone()
+        })
+    }
+
+    /// The same of a duplicate, which has another number.
+    fn is_served(served: Served) -> bool {
+        let adopted = ADOPTED.lock().get(&served).and_then(Weak::upgrade);
+        adopted.is_some_and(|adopted| {
+            let lives = adopted.is_still_ours();
+            if !lives {
+                adopted.disown();
+            }
+            lives
+        })
+    }
+
+    /// Puts a new descriptor on the list of those that were adopted; false if somebody was faster.
+    fn enter(self: &Arc<Self>, served: Served) -> bool {
+        let mut adopted = ADOPTED.lock();
+        let other = adopted.get(&served).and_then(Weak::upgrade);
+        let free = other.as_ref().is_none_or(|other| other.is_gone());
+        if free {
+            adopted.insert(served, Arc::downgrade(self));
         }
+        // Before `other`, which takes the lock again should it be the last to go.
+        drop(adopted);
+        free
+    }
+
+    /// A descriptor of a simulated kernel.
+    pub(crate) fn simulated(wire: Arc<Wire>, kind: Kind, peer: Option<Address>) -> Arc<Self> {
+        let medium = Medium::Simulated(Number::take(), wire);
+        let descriptor = Self::new(medium, kind, true, Identity::default(), true);
+        if let Some(peer) = peer {
+            // Nobody else knows the descriptor yet.
+            let _ = descriptor.far_end.set(peer);
+        }
+        descriptor
     }
 
     fn register(fd: OwnedFd, kind: Kind, reads: bool, identity: Identity, sole: bool) -> Arc<Self> {
         let number = fd.as_raw_fd();
-        let descriptor = Arc::new_cyclic(|weak| Self {
-            fd: Some(fd),
+        let descriptor = Self::new(Medium::Kernel(Some(fd)), kind, reads, identity, sole);
+        let previous = LIVE.lock().insert(number, Arc::downgrade(&descriptor));
+        if let Some(previous) = previous.and_then(|weak| weak.upgrade()) {
+            previous.disown();
+        }
+        descriptor
+    }
+
+    fn new(medium: Medium, kind: Kind, reads: bool, identity: Identity, sole: bool) -> Arc<Self> {
+        let (number, simulated) = match &medium {
+            Medium::Kernel(fd) => (fd.as_ref().map_or(-1, AsRawFd::as_raw_fd), false),
+            Medium::Simulated(number, _) => (number.get(), true),
+        };
+        Arc::new_cyclic(|weak| Self {
+            medium,
+            number,
             kind,
             reads,
+            is_stream: kind.is_socket() && !kind.is_datagram() && !simulated,
             identity,
             sole,
             room: AtomicU32::new(0),
@@ -166,12 +270,7 @@ impl Descriptor {
             far_end: OnceLock::new(),
             owner: OnceLock::new(),
             link: Link::new(weak.clone()),
-        });
-        let previous = LIVE.lock().insert(number, Arc::downgrade(&descriptor));
-        if let Some(previous) = previous.and_then(|weak| weak.upgrade()) {
-            previous.disown();
-        }
-        descriptor
+        })
     }
 
     /// Somebody else closed this number: forget it and tell the engine.
@@ -231,8 +330,56 @@ impl Descriptor {
 
     /// Its number, for logs, for Python and for registration with a poller.
     #[must_use]
-    pub fn number(&self) -> RawFd {
-        self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    pub const fn number(&self) -> RawFd {
+        self.number
+    }
+
+    /// The descriptor of the kernel; a simulated one has none.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.medium.fd().map(AsFd::as_fd)
+    }
+
+    /// Has it watched for data and, if `write`, for room to write.
+    pub(crate) fn watch(&self, poller: &Poller, key: Key, write: bool) -> io::Result<()> {
+        match &self.medium {
+            Medium::Kernel(Some(fd)) => poller.add(fd, key, write),
+            Medium::Kernel(None) => Err(Errno::EBADF.into()),
+            Medium::Simulated(_, wire) => {
+                self.report(wire.watch(write));
+                Ok(())
+            }
+        }
+    }
+
+    /// Has it watched for room to write as well.
+    pub(crate) fn watch_room(&self, poller: &Poller, key: Key) -> io::Result<()> {
+        match &self.medium {
+            Medium::Kernel(Some(fd)) => poller.add_write(fd, key),
+            Medium::Kernel(None) => Err(Errno::EBADF.into()),
+            Medium::Simulated(..) => self.watch(poller, key, true),
+        }
+    }
+
+    /// Has it watched no more.
+    pub(crate) fn unwatch(&self, poller: &Poller) -> io::Result<()> {
+        match &self.medium {
+            Medium::Kernel(Some(fd)) => poller.remove(fd),
+            Medium::Kernel(None) => Err(Errno::EBADF.into()),
+            Medium::Simulated(_, wire) => {
+                wire.unwatch();
+                Ok(())
+            }
+        }
+    }
+
+    /// What a simulated kernel has to say.
+    pub(crate) fn report(&self, readiness: Readiness) {
+        if let Some(owner) = self.owner.get()
+            && readiness != Readiness::default()
+        {
+            owner.is_ready(readiness);
+        }
     }
 
     /// Sends small messages at once instead of collecting them (TCP only).
@@ -240,7 +387,7 @@ impl Descriptor {
     /// # Errors
     /// The socket refuses the option.
     pub fn set_nodelay(&self) -> nix::Result<()> {
-        match &self.fd {
+        match self.medium.fd() {
             Some(fd) if self.kind == Kind::Tcp => {
                 match socket::setsockopt(fd, sockopt::TcpNoDelay, &true) {
                     // Not TCP after all (a stream over IP can be SCTP), or reset already.
@@ -264,7 +411,7 @@ impl Descriptor {
         if let Some(address) = self.far_end.get() {
             return Some(address.clone());
         }
-        if self.is_gone() {
+        if self.is_gone() || self.medium.fd().is_none() {
             return None;
         }
         let storage = socket::getpeername::<SockaddrStorage>(self.number()).ok()?;
@@ -325,17 +472,10 @@ impl Descriptor {
     /// The descriptor is dead; the same errno is kept as its [`fault`](Self::fault).
     pub fn receive(&self, buffer: &mut [u8]) -> nix::Result<Received> {
         self.check()?;
-        let result = if !self.reads {
-            // All that a writing end has to report is that nobody reads any more.
-            Err(if self.peer_is_gone() {
-                Errno::EPIPE
-            } else {
-                Errno::EAGAIN
-            })
-        } else if self.kind.is_datagram() {
-            self.receive_datagram(buffer)
+        let result = if self.is_stream {
+            self.receive_stream(buffer)
         } else {
-            self.receive_bytes(buffer)
+            self.receive_other(buffer)
         };
         match result {
             Err(Errno::EAGAIN) => Ok(Received::WouldBlock),
@@ -347,26 +487,19 @@ impl Descriptor {
     }
 
     /// epoll(7) promises that a stream is empty after a read that did not fill its buffer.
-    /// Yet a terminal hands out line by line, a pipe in packet mode packet by packet, and
-    /// a Unix socket stops at ancillary data.
-    fn receive_bytes(&self, buffer: &mut [u8]) -> nix::Result<Received> {
+    /// Yet a Unix socket stops at ancillary data.
+    fn receive_stream(&self, buffer: &mut [u8]) -> nix::Result<Received> {
         let size = buffer.len();
-        let (length, whole) = retry(|| match self.kind {
-            Kind::UnixStream => {
-                let mut parts = [IoSliceMut::new(buffer)];
-                let flags = MsgFlags::MSG_DONTWAIT;
-                let message = socket::recvmsg::<()>(self.number(), &mut parts, None, flags)?;
-                let whole = !message.flags.contains(MsgFlags::MSG_CTRUNC);
-                Ok((message.bytes, whole))
-            }
-            Kind::Pipe | Kind::Tty => {
-                make_nonblocking(self)?;
-                Ok((nix::unistd::read(self, buffer)?, false))
-            }
-            Kind::Tcp | Kind::Udp | Kind::UnixDatagram => {
+        let (length, whole) = retry(|| {
+            if self.kind == Kind::Tcp {
                 let length = socket::recv(self.number(), buffer, MsgFlags::MSG_DONTWAIT)?;
-                Ok((length, true))
+                return Ok((length, true));
             }
+            let mut parts = [IoSliceMut::new(buffer)];
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let message = socket::recvmsg::<()>(self.number(), &mut parts, None, flags)?;
+            let whole = !message.flags.contains(MsgFlags::MSG_CTRUNC);
+            Ok((message.bytes, whole))
         })?;
         Ok(match length {
             0 => Received::Eof,
@@ -375,6 +508,17 @@ impl Descriptor {
                 drained: length < size && whole,
             },
         })
+    }
+
+    fn receive_other(&self, buffer: &mut [u8]) -> nix::Result<Received> {
+        match &self.medium {
+            Medium::Simulated(_, wire) => self.receive_simulated(wire, buffer),
+            Medium::Kernel(_) if self.kind.is_datagram() => self.receive_datagram(buffer),
+            Medium::Kernel(Some(fd)) if self.reads => receive_file(fd, buffer),
+            // All that a writing end has to report is that nobody reads any more.
+            Medium::Kernel(_) if self.peer_is_gone() => Err(Errno::EPIPE),
+            Medium::Kernel(_) => Err(Errno::EAGAIN),
+        }
     }
 
     /// A datagram socket outlives the errors of single datagrams: an ICMP answer to
@@ -392,6 +536,17 @@ impl Descriptor {
         })?;
         *self.sender.lock() = sender.filter(|storage| Address::from_storage(storage).is_some());
         Ok(Received::Datagram { length })
+    }
+
+    fn receive_simulated(&self, wire: &Wire, buffer: &mut [u8]) -> nix::Result<Received> {
+        if !self.kind.is_datagram() {
+            return wire.receive(buffer).map(|(received, _)| received);
+        }
+        let (received, sender) = retry(|| wire.receive(buffer).map_err(skip_passing))?;
+        if let Received::Datagram { .. } = received {
+            *self.sender.lock() = sender.map(SockaddrStorage::from);
+        }
+        Ok(received)
     }
 
     /// Hands `bytes` to the kernel and returns how many it took: 0 when it takes none
@@ -415,16 +570,18 @@ impl Descriptor {
             return Ok(0);
         }
         let room = self.room.load(Ordering::Acquire);
-        let result = if self.kind.is_datagram() {
+        let result = if self.is_stream {
+            retry(|| socket::send(self.number(), bytes, SEND_FLAGS))
+        } else if self.kind.is_datagram() {
             self.send_datagram(bytes)
         } else {
-            retry(|| match (&self.fd, self.kind.is_socket()) {
-                (_, true) => socket::send(self.number(), bytes, SEND_FLAGS),
-                (Some(fd), false) => {
+            retry(|| match &self.medium {
+                Medium::Kernel(Some(fd)) => {
                     make_nonblocking(fd)?;
                     nix::unistd::write(fd, bytes)
                 }
-                (None, false) => Err(Errno::EBADF),
+                Medium::Kernel(None) => Err(Errno::EBADF),
+                Medium::Simulated(_, wire) => wire.send(bytes),
             })
         };
         match result {
@@ -450,9 +607,12 @@ impl Descriptor {
         let sender = *self.sender.lock();
         let mut tries = 0;
         retry(|| {
-            let result = match &sender {
-                Some(to) => socket::sendto(self.number(), bytes, to, SEND_FLAGS),
-                None => socket::send(self.number(), bytes, SEND_FLAGS),
+            let result = match (&self.medium, &sender) {
+                (Medium::Kernel(_), Some(to)) => {
+                    socket::sendto(self.number(), bytes, to, SEND_FLAGS)
+                }
+                (Medium::Kernel(_), None) => socket::send(self.number(), bytes, SEND_FLAGS),
+                (Medium::Simulated(_, wire), _) => wire.send(bytes),
             };
             match result {
                 // The error of an earlier datagram; this one was not tried yet.
@@ -477,6 +637,9 @@ impl Descriptor {
 
     /// Whether the peer of a silent descriptor is gone: nothing to read and never again.
     pub(crate) fn peer_is_gone(&self) -> bool {
+        if let Medium::Simulated(_, wire) = &self.medium {
+            return wire.peer_is_gone();
+        }
         if !self.kind.is_socket() {
             return self.hung_up_empty();
         }
@@ -497,7 +660,10 @@ impl Descriptor {
 
     /// What the kernel says now.
     fn ask(&self, flags: PollFlags) -> PollFlags {
-        let mut asked = [PollFd::new(self.as_fd(), flags)];
+        let Some(fd) = self.medium.fd() else {
+            return PollFlags::empty();
+        };
+        let mut asked = [PollFd::new(fd.as_fd(), flags)];
         match retry(|| poll(&mut asked, PollTimeout::ZERO)) {
             Ok(_) => asked[0].revents().unwrap_or(PollFlags::empty()),
             Err(_) => PollFlags::empty(),
@@ -510,6 +676,7 @@ impl Descriptor {
     /// the stream is ended first and what has arrived is thrown away, within bounds.
     pub(crate) fn finish(&self, buffer: &mut [u8]) {
         if !matches!(self.kind, Kind::Tcp | Kind::UnixStream)
+            || self.medium.fd().is_none()
             || !self.is_still_ours()
             || socket::shutdown(self.number(), socket::Shutdown::Write).is_err()
         {
@@ -525,14 +692,18 @@ impl Descriptor {
 
     /// Whether the number still names what was adopted, as far as can be seen.
     pub(crate) fn is_still_ours(&self) -> bool {
-        !self.is_gone() && self.fd.as_ref().is_some_and(|fd| self.identity.is_of(fd))
+        !self.is_gone()
+            && match &self.medium {
+                Medium::Kernel(fd) => fd.as_ref().is_some_and(|fd| self.identity.is_of(fd)),
+                Medium::Simulated(..) => true,
+            }
     }
 
     /// Whether the number names something of somebody else that can be watched, and may be
     /// watched by now: then nobody is to be told to stop watching the number.
     #[must_use]
     pub fn is_strangers(&self) -> bool {
-        let Some(fd) = self.fd.as_ref() else {
+        let Some(fd) = self.medium.fd() else {
             return false;
         };
         let Ok(stat) = fstat(fd) else {
@@ -572,15 +743,6 @@ impl Descriptor {
     }
 }
 
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd
-            .as_ref()
-            .expect("only drop takes the descriptor out")
-            .as_fd()
-    }
-}
-
 impl fmt::Debug for Descriptor {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Descriptor")
@@ -592,7 +754,10 @@ impl fmt::Debug for Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        let Some(fd) = self.fd.take() else { return };
+        let Medium::Kernel(fd) = &mut self.medium else {
+            return;
+        };
+        let Some(fd) = fd.take() else { return };
         // Out of the list before close(2): after it the number can be anybody's.
         let number = fd.as_raw_fd();
         let mut live = LIVE.lock();
@@ -604,6 +769,16 @@ impl Drop for Descriptor {
             live.remove(&number);
         }
         drop(live);
+        if !self.sole {
+            let served = (self.identity, self.reads);
+            let mut adopted = ADOPTED.lock();
+            if adopted
+                .get(&served)
+                .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self))
+            {
+                adopted.remove(&served);
+            }
+        }
         if !(listed && !self.is_gone() && self.identity.is_of(&fd)) {
             // Whoever closed the number gave it away: closing it again would hit
             // somebody else.
@@ -644,15 +819,35 @@ const fn skip_passing(errno: Errno) -> Errno {
     }
 }
 
-/// Sets O_NONBLOCK where it is missing; returns the flags. It belongs to the open file, not
+/// A terminal hands out line by line, a pipe in packet mode packet by packet: a short read does
+/// not mean that nothing is left.
+fn receive_file(fd: &OwnedFd, buffer: &mut [u8]) -> nix::Result<Received> {
+    let length = retry(|| {
+        make_nonblocking(fd)?;
+        nix::unistd::read(fd, buffer)
+    })?;
+    Ok(match length {
+        0 => Received::Eof,
+        length => Received::Data {
+            length,
+            drained: false,
+        },
+    })
+}
+
+/// Sets O_NONBLOCK where it is missing. It belongs to the open file, not
 /// to our duplicate of the descriptor: who shares a pipe or a terminal with us may clear it,
 /// as shells do. So it is looked at before every call that cannot itself say "do not wait".
-fn make_nonblocking(fd: &impl AsFd) -> nix::Result<OFlag> {
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+fn make_nonblocking(fd: &impl AsFd) -> nix::Result<()> {
+    let flags = flags_of(fd)?;
     if !flags.contains(OFlag::O_NONBLOCK) {
         fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     }
-    Ok(flags)
+    Ok(())
+}
+
+fn flags_of(fd: &impl AsFd) -> nix::Result<OFlag> {
+    fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)
 }
 
 /// Repeats a call that a signal interrupted.

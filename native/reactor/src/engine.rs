@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use crate::action::Action;
+use crate::clock::Clock;
 use crate::connection::{Connection, Slots, Watch};
+use crate::counters::Counters;
 use crate::demultiplexer::Demultiplexer;
 use crate::descriptor::Received;
 use crate::handler::{Flushed, Handler, Verdict};
@@ -72,8 +74,16 @@ impl<O> Groundwork<O> {
     /// # Errors
     /// The process has no descriptor left, or `max_connections` is 0.
     pub fn lay(settings: Settings) -> io::Result<(Self, Door<O>)> {
+        Self::lay_with(settings, Arc::default())
+    }
+
+    /// The same, to count on with numbers that are there already.
+    ///
+    /// # Errors
+    /// As [`lay`](Self::lay).
+    pub fn lay_with(settings: Settings, counters: Arc<Counters>) -> io::Result<(Self, Door<O>)> {
         let (poller, waker) = Poller::new()?;
-        let (door, inbox) = Inbox::new(waker, settings.max_connections)?;
+        let (door, inbox) = Inbox::new(waker, settings.max_connections, counters)?;
         let linger = settings.linger;
         Ok((
             Self {
@@ -97,6 +107,7 @@ pub struct Engine<H: Handler, D: Demultiplexer> {
     sources: Sources<H::Opening>,
     linger: Option<Duration>,
     buffer: Box<[u8]>,
+    clock: Clock,
     now: Instant,
 }
 
@@ -129,8 +140,23 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             sources: Sources::new(),
             linger,
             buffer: vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice(),
+            clock: Clock::System,
             now: Instant::now(),
         }
+    }
+
+    /// Moves its time forward: from here on it stands until it is moved again.
+    pub(crate) fn advance(&mut self, by: Duration) {
+        self.clock.advance(by);
+        self.now = self.clock.now();
+    }
+
+    /// Whether a turn would find nothing to do, unless the kernel had something to say.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.ready.is_empty()
+            && !self.sources.are_ready()
+            && self.inbox.is_empty()
+            && self.until_next_timer() != Some(Duration::ZERO)
     }
 
     /// One turn. It sleeps for `limit` at most, without end if that is `None`, and not at
@@ -153,7 +179,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         } else {
             self.poller.wait(Some(Duration::ZERO))?;
         }
-        self.now = Instant::now();
+        self.now = self.clock.now();
         self.mailbox().begin_turn(self.now);
         let ready = self.ready.len() as u64;
         self.mailbox().counters().queue_depth.set(ready);
@@ -194,7 +220,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
 
     /// Sleeps until there is something to do, after parking who has been silent too long.
     fn rest(&mut self, handler: &mut H, limit: Option<Duration>) -> io::Result<()> {
-        self.now = Instant::now();
+        self.now = self.clock.now();
         if self.until_next_parking() == Some(Duration::ZERO) {
             // Parking is for the moment when there is nothing else to do.
             self.poller.wait(Some(Duration::ZERO))?;
@@ -209,6 +235,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             self.until_next_parking(),
             self.until_next_timer(),
             self.until_next_return(),
+            self.until_next_rousing(),
         ];
         let timeout = timeout.into_iter().flatten().min();
         if self.ready.is_empty() && !self.sources.are_ready() && self.inbox.lie_down() {
@@ -253,6 +280,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             return;
         };
         connection.queued = false;
+        self.look_for_end(handler, slot);
+        let Some(connection) = self.slots.get(slot) else {
+            return;
+        };
         let blocked = connection.descriptor.is_blocked();
         match connection.state {
             State::Writing if !blocked => {
@@ -495,17 +526,18 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
             Watch::Nobody => {
                 let write = connection.awaits_room();
-                self.poller
-                    .add(&connection.descriptor, key, write)
+                connection
+                    .descriptor
+                    .watch(&self.poller, key, write)
                     .map(|()| {
                         connection.watch = Watch::Poller { write };
                     })
             }
             // Registered for room to write once, it stays so: the kernel reports room
             // only to those it had refused.
-            Watch::Poller { write: false } if connection.awaits_room() => self
-                .poller
-                .add_write(&connection.descriptor, key)
+            Watch::Poller { write: false } if connection.awaits_room() => connection
+                .descriptor
+                .watch_room(&self.poller, key)
                 .map(|()| {
                     connection.watch = Watch::Poller { write: true };
                 }),
@@ -552,7 +584,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
         if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() && !descriptor.is_sole() {
             // Fails only where the descriptor is gone already, and with it the entry.
-            let _ = self.poller.remove(&descriptor);
+            let _ = descriptor.unwatch(&self.poller);
         }
         let lost = catch_unwind(AssertUnwindSafe(|| handler.lost(user, &descriptor, reason)));
         if let Err(panic) = lost {

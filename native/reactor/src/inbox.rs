@@ -413,7 +413,11 @@ const SPARE_SIGNALS: usize = 1024;
 const MAX_SIGNALS: usize = 64 * 1024;
 
 impl<O> Inbox<O> {
-    pub(crate) fn new(waker: mio::Waker, max_connections: usize) -> io::Result<(Door<O>, Self)> {
+    pub(crate) fn new(
+        waker: mio::Waker,
+        max_connections: usize,
+        counters: Arc<Counters>,
+    ) -> io::Result<(Door<O>, Self)> {
         if max_connections == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -433,7 +437,7 @@ impl<O> Inbox<O> {
             overflowed: AtomicBool::new(false),
             reviewing: AtomicBool::new(false),
             max_connections: max_connections as u64,
-            counters: Arc::default(),
+            counters,
             plain: Service::new(String::new(), Limits::default(), u64::MAX),
             worker: OnceLock::new(),
             stepping: AtomicU64::new(NOBODY),
@@ -460,12 +464,15 @@ impl<O> Inbox<O> {
     /// Announces sleep. False when there is something to do after all.
     pub(crate) fn lie_down(&self) -> bool {
         self.mailbox.wakeup.lie_down(|| {
-            self.arrivals.is_empty()
-                && self.signals.is_empty()
-                && self.messages.is_empty()
+            self.is_empty()
                 && !self.mailbox.reviewing.load(Ordering::Relaxed)
                 && !self.mailbox.overflowed.load(Ordering::Relaxed)
         })
+    }
+
+    /// Whether nothing waits for the worker.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.arrivals.is_empty() && self.signals.is_empty() && self.messages.is_empty()
     }
 
     pub(crate) fn get_up(&self) {
@@ -508,7 +515,7 @@ mod tests {
     #[test]
     fn what_waits_at_the_end_is_closed() {
         let (_poller, waker) = Poller::new().expect("a poller");
-        let (door, inbox) = Inbox::new(waker, 16).expect("an inbox");
+        let (door, inbox) = Inbox::new(waker, 16, Arc::default()).expect("an inbox");
         let (before, descriptor) = served();
         assert!(door.hand_in(descriptor, ()).is_ok());
         drop(inbox);
@@ -523,7 +530,7 @@ mod tests {
     fn what_comes_while_it_ends_is_closed() {
         for _ in 0..200 {
             let (_poller, waker) = Poller::new().expect("a poller");
-            let (door, inbox) = Inbox::new(waker, 16).expect("an inbox");
+            let (door, inbox) = Inbox::new(waker, 16, Arc::default()).expect("an inbox");
             let (peer, descriptor) = served();
             std::thread::scope(|scope| {
                 scope.spawn(|| door.hand_in(descriptor, ()));

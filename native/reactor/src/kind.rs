@@ -58,6 +58,8 @@ pub enum AdoptError {
     Unsupported(&'static str),
     /// A system call failed.
     System(Errno),
+    /// A connection has it already.
+    AlreadyServed,
 }
 
 impl fmt::Display for AdoptError {
@@ -66,6 +68,7 @@ impl fmt::Display for AdoptError {
             Self::BadDescriptor => out.write_str("not an open descriptor"),
             Self::Unsupported(kind) => write!(out, "cannot serve a descriptor of kind {kind}"),
             Self::System(errno) => write!(out, "{errno}"),
+            Self::AlreadyServed => out.write_str("the descriptor is served already"),
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::counters::Counters;
 use crate::descriptor::Descriptor;
 use crate::inbox::{Key, Mailbox, Payload, SendError, Signal};
 use crate::outbox::{Outbox, Pushed};
+use crate::poller::Readiness;
 use crate::reason::Reason;
 use crate::service::{Admission, Service, SlowConsumer};
 
@@ -130,11 +131,23 @@ impl Link {
     /// # Errors
     /// The connection is over.
     pub fn close(&self) -> Result<(), SendError> {
-        self.open(|_, owner| {
-            owner.wishes.close.store(true, Ordering::Release);
-            owner.ask();
-        })
-        .ok_or(SendError::Closed)
+        self.open(|_, owner| owner.wish_for_end(&owner.wishes.close))
+            .ok_or(SendError::Closed)
+    }
+
+    /// Closes the connection as if a callback had returned [`Action::Abort`]. It cannot be lost.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn abort(&self) -> Result<(), SendError> {
+        // Also while it closes: nobody waits any longer for what is not sent.
+        self.descriptor()
+            .and_then(|descriptor| {
+                let owner = descriptor.owner()?;
+                owner.wish_for_end(&owner.wishes.abort);
+                Some(())
+            })
+            .ok_or(SendError::Closed)
     }
 
     /// Tells `watcher` once when the connection is over.
@@ -184,6 +197,7 @@ struct Wishes {
     hold_reading: AtomicBool,
     close_when_idle: AtomicBool,
     close: AtomicBool,
+    abort: AtomicBool,
 }
 
 const UNCHANGED: u64 = u64::MAX;
@@ -196,6 +210,7 @@ pub(crate) struct Granted {
     pub(crate) hold_reading: bool,
     pub(crate) close_when_idle: bool,
     pub(crate) close: bool,
+    pub(crate) abort: bool,
 }
 
 /// The connection that a descriptor belongs to.
@@ -233,6 +248,7 @@ impl Owner {
                 hold_reading: AtomicBool::new(false),
                 close_when_idle: AtomicBool::new(false),
                 close: AtomicBool::new(false),
+                abort: AtomicBool::new(false),
             },
             outbox: Mutex::new(Outbox::new(limits.slow_consumer, limits.high_water)),
             outbox_bytes: AtomicUsize::new(0),
@@ -244,12 +260,30 @@ impl Owner {
         }
     }
 
-    /// Gives the connection an action from outside its callbacks.
+    /// Gives the connection an action from outside its callbacks. The end of a connection is not
+    /// queued behind anything: none of its callbacks for events begins after this returns, but
+    /// for one that is running.
     ///
     /// # Errors
     /// The channel is full or the worker has ended.
     pub fn resume(&self, action: Action) -> Result<(), SendError> {
-        self.mailbox.resume(self.key, action)
+        let wish = match action {
+            Action::Close => &self.wishes.close,
+            Action::Abort => &self.wishes.abort,
+            Action::Continue | Action::WritePending | Action::ReadPending | Action::Pause => {
+                return self.mailbox.resume(self.key, action);
+            }
+        };
+        if self.mailbox.is_stopping() {
+            return Err(SendError::Closed);
+        }
+        self.wish_for_end(wish);
+        Ok(())
+    }
+
+    fn wish_for_end(&self, wish: &AtomicBool) {
+        wish.store(true, Ordering::Release);
+        self.ask();
     }
 
     /// Asks for [`Handler::timeout`](crate::Handler::timeout) once, so long from now; `None`:
@@ -299,6 +333,11 @@ impl Owner {
         self.over.load(Ordering::Acquire)
     }
 
+    /// A simulated kernel reports this.
+    pub(crate) fn is_ready(&self, readiness: Readiness) {
+        self.mailbox.ready(self.key, readiness);
+    }
+
     pub(crate) fn descriptor_gone(&self) {
         self.mailbox.must_arrive(Signal::DescriptorGone(self.key));
     }
@@ -309,6 +348,11 @@ impl Owner {
         if !self.wishes.any.swap(true, Ordering::AcqRel) && !self.mailbox.is_stepping(self.key) {
             self.mailbox.must_arrive(Signal::Look(self.key));
         }
+    }
+
+    /// Whether there is a wish that nobody has looked at yet.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.wishes.any.load(Ordering::Acquire)
     }
 
     /// What is wished for, if there is anything new.
@@ -327,6 +371,7 @@ impl Owner {
             hold_reading: wishes.hold_reading.load(Ordering::Acquire),
             close_when_idle: wishes.close_when_idle.load(Ordering::Acquire),
             close: wishes.close.load(Ordering::Acquire),
+            abort: wishes.abort.load(Ordering::Acquire),
         })
     }
 

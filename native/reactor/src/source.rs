@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::descriptor::Descriptor;
 use crate::inbox::Key;
@@ -25,6 +25,8 @@ pub enum Offer<O> {
     },
     /// Nobody waits.
     Empty,
+    /// Nobody can be taken in for now: it is asked again after so long, and not before.
+    Later(Duration),
     /// It cannot go on here: it is to be given back.
     Over,
 }
@@ -48,6 +50,8 @@ pub(crate) struct Lent<O> {
     pub(crate) watched: bool,
     /// When the last client came.
     pub(crate) spoke_at: Instant,
+    /// Until when it is left alone.
+    pub(crate) rests_until: Option<Instant>,
 }
 
 /// No connection has this slot: there are fewer.
@@ -78,6 +82,7 @@ impl<O> Sources<O> {
             ready: true,
             watched: false,
             spoke_at: now,
+            rests_until: None,
         });
     }
 
@@ -87,9 +92,24 @@ impl<O> Sources<O> {
             return false;
         }
         for lent in &mut self.lent {
-            lent.ready |= lent.key == key;
+            lent.ready |= lent.key == key && lent.rests_until.is_none();
         }
         true
+    }
+
+    /// Has those asked again that have rested for long enough.
+    pub(crate) fn rouse(&mut self, now: Instant) {
+        for lent in &mut self.lent {
+            if lent.rests_until.is_some_and(|until| until <= now) {
+                lent.rests_until = None;
+                lent.ready = true;
+            }
+        }
+    }
+
+    /// When the next of them has rested for long enough.
+    pub(crate) fn next_rousing(&self) -> Option<Instant> {
+        self.lent.iter().filter_map(|lent| lent.rests_until).min()
     }
 
     pub(crate) fn are_ready(&self) -> bool {

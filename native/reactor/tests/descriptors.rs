@@ -8,12 +8,11 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use common::{PATIENCE, Script, World, count, lock, pattern, streams, tcp, unix};
-use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{close, pipe};
@@ -71,6 +70,10 @@ fn duplicate_as(number: RawFd, what: &impl AsFd) -> OwnedFd {
     let mut taken = take_number(number);
     nix::unistd::dup2(what, &mut taken).expect("a duplicate");
     taken
+}
+
+fn kernels(descriptor: &Descriptor) -> BorrowedFd<'_> {
+    descriptor.fd().expect("it is the kernel's")
 }
 
 fn inode(fd: &impl AsFd) -> u64 {
@@ -196,7 +199,8 @@ in_every_world! {
     a_stranger_with_the_number_is_neither_ended_nor_read_at_the_close,
     a_stranger_with_the_number_is_not_watched,
     the_same_socket_under_the_same_number_is_a_new_connection,
-    one_socket_handed_in_twice_is_two_connections,
+    a_descriptor_is_served_by_one_connection_at_a_time,
+    the_two_ends_of_a_pipe_are_two_descriptors,
 }
 
 fn a_number_used_again_by_another_connection_ends_the_old_one_only<D: Demultiplexer>(
@@ -466,24 +470,39 @@ fn the_same_socket_under_the_same_number_is_a_new_connection<D: Demultiplexer>(
     world.until("the loss", || old.is_lost());
     assert_eq!(world.exchange(&mut client, b"again"), b"again");
     assert_eq!(count(&new.lost), 0);
-    assert_eq!(inode(&new.descriptor()), inode(&server));
+    assert_eq!(inode(&kernels(&new.descriptor())), inode(&server));
 }
 
-fn one_socket_handed_in_twice_is_two_connections<D: Demultiplexer>(mut world: World<D>) {
-    let (mut client, server): (UnixStream, UnixStream) = unix();
-    let one = world.serve(&server, Script::echo());
-    let two = world.serve(&server, Script::echo());
-    drop(server);
-    for size in [1, 10, 50_000] {
-        // Who reads what is not said, so the bytes are all alike.
-        let sent = vec![b'x'; size];
-        assert!(world.exchange(&mut client, &sent) == sent);
+fn a_descriptor_is_served_by_one_connection_at_a_time<D: Demultiplexer>(mut world: World<D>) {
+    for (_, mut client, server) in streams() {
+        let again = server.try_clone().expect("a duplicate");
+        let record = world.serve(&server, Script::echo());
+        world.until("the connection", || count(&record.connected) == 1);
+        let own = record.descriptor();
+        for number in [server.as_fd(), again.as_fd(), kernels(&own)] {
+            let refused = Descriptor::adopt(number).err();
+            assert_eq!(refused, Some(AdoptError::AlreadyServed));
+        }
+        drop((server, own));
+        assert_eq!(world.exchange(&mut client, b"alone"), b"alone");
+        record.resume(Action::Abort);
+        world.until("the loss", || record.is_lost());
+        // Its end, not ours: the socket itself lives on in the duplicate.
+        let next = world.serve(again, Script::echo());
+        assert_eq!(world.exchange(&mut client, b"again"), b"again");
+        drop(client);
+        world.until("the loss", || next.is_lost());
+        assert_eq!((count(&record.lost), count(&next.lost)), (1, 1));
     }
-    one.resume(Action::Abort);
-    world.until("the loss", || one.is_lost());
-    assert_eq!(world.exchange(&mut client, b"hello"), b"hello");
-    drop(client);
-    world.until("the loss", || two.is_lost());
-    assert_eq!((count(&one.lost), count(&two.lost)), (1, 1));
-    assert_ne!(one.reason(), Reason::Failed(Errno::EBADF));
+}
+
+fn the_two_ends_of_a_pipe_are_two_descriptors<D: Demultiplexer>(_: World<D>) {
+    let (reader, writer) = pipe().expect("a pipe");
+    let ends = [&reader, &writer].map(|end| Descriptor::adopt(end.as_fd()).expect("it is free"));
+    for end in [&reader, &writer] {
+        let refused = Descriptor::adopt(end.as_fd()).err();
+        assert_eq!(refused, Some(AdoptError::AlreadyServed));
+    }
+    drop(ends);
+    assert!(Descriptor::adopt(reader.as_fd()).is_ok());
 }

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{
-    PATIENCE, Record, Script, Talk, Watcher, World, count, lock, no_block, pattern, streams, unix,
+    PATIENCE, Record, Script, Talk, Watcher, World, count, lock, no_block, owner, pattern, streams,
+    unix,
 };
 use reactor::{
     Action, Demultiplexer, Descriptor, Interest, Key, Mailbox, NoDemultiplexer, Readiness, Reason,
@@ -25,6 +26,50 @@ in_every_world! {
     signals_that_a_callback_sends_to_itself_wait_for_the_next_turn,
     a_place_is_given_back,
     nobody_moves_while_nothing_happens,
+    who_is_ended_earlier_in_the_same_batch_is_skipped,
+}
+
+fn who_is_ended_earlier_in_the_same_batch_is_skipped<D: Demultiplexer>(mut world: World<D>) {
+    type End = fn(&Descriptor);
+    let ends: [End; 4] = [
+        |other| other.link().close().expect("it is open"),
+        |other| other.link().abort().expect("it is open"),
+        |other| owner(other).resume(Action::Close).expect("it is open"),
+        |other| owner(other).resume(Action::Abort).expect("it is open"),
+    ];
+    for end in ends {
+        let both: Arc<Mutex<Vec<Arc<Descriptor>>>> = Arc::default();
+        let serve = |world: &World<D>| {
+            let others = Arc::clone(&both);
+            let (client, server) = unix();
+            let script = Script::echo().on_data(move |talk, own| {
+                for other in lock(&others)
+                    .iter()
+                    .filter(|other| !Arc::ptr_eq(other, own))
+                {
+                    end(other);
+                }
+                talk.echo()
+            });
+            (client, world.serve(server, script))
+        };
+        let mut pair = [serve(&world), serve(&world)];
+        world.until("both", || {
+            pair.iter().all(|(_, at)| count(&at.connected) == 1)
+        });
+        *lock(&both) = pair.iter().map(|(_, record)| record.descriptor()).collect();
+        // Both are ready before the engine looks at either.
+        for (client, _) in &mut pair {
+            client.write_all(b"!").expect("room");
+        }
+        world.until("an end", || pair.iter().any(|(_, record)| record.is_lost()));
+        let heard: usize = pair.iter().map(|(_, record)| count(&record.readable)).sum();
+        assert_eq!(heard, 1, "whoever came first ended the other one");
+        lock(&both).clear();
+        drop(pair);
+        let mailbox = world.mailbox();
+        world.until("no connection", || mailbox.counters().active.get() == 0);
+    }
 }
 
 fn a_panic_in_a_callback_costs_one_connection<D: Demultiplexer>(mut world: World<D>) {

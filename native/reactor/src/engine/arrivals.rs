@@ -29,6 +29,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
 
     /// Accepts from the sources that may have somebody.
     pub(super) fn accept(&mut self, handler: &mut H) {
+        self.sources.rouse(self.now);
         // From the last on, as one that is given back is replaced by the last.
         for position in (0..self.sources.len()).rev() {
             for _ in 0..ARRIVALS_PER_TURN {
@@ -71,6 +72,11 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             }
             // What cannot be watched here may be watched elsewhere.
             Offer::Empty => self.await_clients(position),
+            Offer::Later(rest) => {
+                lent.ready = false;
+                lent.rests_until = self.now.checked_add(rest);
+                true
+            }
             Offer::Over => false,
         }
     }
@@ -102,6 +108,11 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
                 self.give_back(position);
             }
         }
+    }
+
+    pub(super) fn until_next_rousing(&self) -> Option<Duration> {
+        let at = self.sources.next_rousing()?;
+        Some(at.saturating_duration_since(self.now))
     }
 
     pub(super) fn until_next_return(&self) -> Option<Duration> {

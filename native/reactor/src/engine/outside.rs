@@ -2,7 +2,6 @@
 //! stage of its service.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
 
 use super::{Engine, MAX_READ_BYTES, enqueue, panic_message};
 use crate::action::Action;
@@ -92,15 +91,18 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
 
     /// A connection that is over, or closes, gets no message any more.
     fn deliver(&mut self, handler: &mut H, key: Key, message: Payload) {
-        match self.slots.find(key) {
-            Some(connection) if connection.state != State::Closing => {}
-            _ => return,
+        if self.slots.find(key).is_none() {
+            return;
         }
         self.unpark(key, Readiness::default());
         self.guarded(handler, key.slot, |engine, handler, slot| {
+            engine.look_for_end(handler, slot);
             let Some(connection) = engine.slots.get(slot) else {
                 return;
             };
+            if connection.state == State::Closing {
+                return;
+            }
             let verdict = handler.message(&mut connection.user, &connection.descriptor, message);
             engine.answered(handler, slot, verdict);
             engine.settle(handler, slot);
@@ -141,6 +143,16 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
     }
 
+    /// Before a callback: whoever was served before in this very turn, or another thread, may have
+    /// ended the connection.
+    pub(super) fn look_for_end(&mut self, handler: &mut H, slot: u32) {
+        if let Some(connection) = self.slots.get(slot)
+            && connection.owner().is_asked()
+        {
+            self.heed(handler, slot);
+        }
+    }
+
     /// Takes note of what the connection was asked for besides actions.
     pub(super) fn heed(&mut self, handler: &mut H, slot: u32) {
         let Some(connection) = self.slots.get(slot) else {
@@ -150,12 +162,15 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             if let Some(timeout) = granted.timeout {
                 // Not from the beginning of the turn: a callback may have taken long.
                 connection.timeout_at =
-                    timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+                    timeout.and_then(|timeout| self.clock.now().checked_add(timeout));
             }
             connection.reading_held = granted.hold_reading;
             connection.closes_when_idle = granted.close_when_idle;
             if connection.owner().is_overrun() {
                 return self.end(handler, slot, Reason::SlowConsumer);
+            }
+            if granted.abort {
+                return self.apply(handler, slot, Ok(Action::Abort));
             }
             if granted.close {
                 self.apply(handler, slot, Ok(Action::Close));

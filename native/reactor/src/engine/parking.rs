@@ -40,7 +40,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             return;
         };
         if matches!(connection.watch, Watch::Poller { .. })
-            && self.poller.remove(&connection.descriptor).is_err()
+            && connection.descriptor.unwatch(&self.poller).is_err()
         {
             // epoll forgets a descriptor only when it is closed: somebody closed it.
             self.end(handler, slot, Reason::DescriptorGone);

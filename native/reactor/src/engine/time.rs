@@ -54,9 +54,14 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
     }
 
     fn time_out(&mut self, handler: &mut H, slot: u32) {
+        self.look_for_end(handler, slot);
         let Some(connection) = self.slots.get(slot) else {
             return;
         };
+        // Another time may have been set, or the connection closes.
+        if !matches!(connection.deadline(), Some((due, Expiry::Protocol)) if due <= self.now) {
+            return;
+        }
         connection.timeout_at = None;
         connection
             .owner()
@@ -79,7 +84,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
     }
 
-    pub(super) fn until_next_timer(&self) -> Option<Duration> {
+    pub(crate) fn until_next_timer(&self) -> Option<Duration> {
         Some(self.timers.next()?.saturating_duration_since(self.now))
     }
 }

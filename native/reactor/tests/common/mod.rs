@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -565,7 +565,7 @@ impl Shared {
             };
             let _ = self
                 .registry
-                .deregister(&mut SourceFd(&seated.descriptor.as_fd().as_raw_fd()));
+                .deregister(&mut SourceFd(&seated.descriptor.number()));
             let readiness = match interest {
                 Interest::Read => Readiness::READ,
                 Interest::Write => Readiness::WRITE,
@@ -600,7 +600,7 @@ impl Demultiplexer for Watcher {
     fn arm(&mut self, seat: &usize, interest: Interest) -> io::Result<()> {
         let mut seats = lock(&self.shared.seats);
         let seated = seats.get_mut(seat).expect("a seat that was made");
-        let number = seated.descriptor.as_fd().as_raw_fd();
+        let number = seated.descriptor.number();
         let (token, wanted) = (mio::Token(*seat), mio_interest(interest));
         let registry = &self.shared.registry;
         // A second arming replaces the first.
@@ -620,7 +620,7 @@ impl Demultiplexer for Watcher {
             && seated.armed.is_some()
             && !seated.descriptor.is_gone()
         {
-            let number = seated.descriptor.as_fd().as_raw_fd();
+            let number = seated.descriptor.number();
             let _ = self.shared.registry.deregister(&mut SourceFd(&number));
         }
     }

@@ -6,7 +6,9 @@ from typing import Any
 from typing_extensions import Buffer
 
 from erlang import Atom, Pid
-from erlang.reactor import Action, Address, SlowConsumer
+from erlang.reactor import Action, Address, ProtocolFactory, SlowConsumer
+
+__version__: str
 
 def send(to: Pid | Atom | str, term: object) -> None: ...
 def whereis(name: Atom | str) -> Pid | None: ...
@@ -43,3 +45,40 @@ def connection_close_when_idle(connection: Connection | None) -> None: ...
 def connection_set_slow_consumer(
     connection: Connection | None, policy: SlowConsumer, messages: int | None
 ) -> None: ...
+
+# Outside the Erlang VM: what erlang.reactor.server is made on.
+
+class Server:
+    def __init__(
+        self,
+        *,
+        name: str,
+        address: tuple[str, int, int, int] | None,
+        unix: str | bytes | None,
+        backlog: int,
+        reuseport: bool,
+        nodelay: bool,
+        max_connections: int | None,
+        idle_timeout: int | None,
+        handshake_timeout: int | None,
+        write_timeout: int | None,
+        high_water: int,
+        low_water: int,
+        slow_consumer: tuple[str, int | None],
+        info: dict[str, Any],
+    ) -> None: ...
+    def serve(
+        self,
+        factory: ProtocolFactory,
+        report: Callable[[str, str, int, str, str, tuple[str, str, str]], None],
+        started: Callable[[], None],
+        signals: bool,
+    ) -> None: ...
+    def stop(self, within_s: float | None) -> None: ...
+    def hand_in(self, fd: int, info: dict[str, Any]) -> None: ...
+    def wake_on(self, fd: int) -> None: ...
+    def interrupt(self, exception: type[BaseException]) -> None: ...
+    def is_busy(self) -> bool: ...
+    def is_ours(self) -> bool: ...
+    def address(self) -> Address: ...
+    def stats(self) -> dict[str, Any]: ...
