@@ -108,12 +108,21 @@ impl Surroundings for Notes {
             arguments,
             action.map(Action::word),
         );
-        // Fails where there is no memory for it; the next thing will tell.
-        let _ = self.calls.bind(py).append(call);
+        if let Err(error) = self.calls.bind(py).append(call) {
+            error.write_unraisable(py, None);
+        }
     }
 
     fn failed(&self, py: Python<'_>, error: &PyErr) {
-        let _ = self.errors.bind(py).append(error.value(py));
+        let value = error.value(py);
+        // Before Python 3.12 an exception that nobody caught in Python does not know its
+        // traceback yet.
+        let told = value
+            .setattr("__traceback__", error.traceback(py))
+            .and_then(|()| self.errors.bind(py).append(value));
+        if let Err(error) = told {
+            error.write_unraisable(py, None);
+        }
     }
 }
 
