@@ -30,7 +30,10 @@ pub(crate) fn flush(descriptor: &Descriptor, buffer: &Bound<'_, PyByteArray>) ->
 }
 
 /// An address as Python's `socket` module has it; a Unix path in a tuple of its own.
-pub(crate) fn address<'py>(py: Python<'py>, address: &Address) -> PyResult<Bound<'py, PyTuple>> {
+///
+/// # Errors
+/// Python is out of memory.
+pub fn address<'py>(py: Python<'py>, address: &Address) -> PyResult<Bound<'py, PyTuple>> {
     match address {
         Address::Inet(std::net::SocketAddr::V4(v4)) => {
             (v4.ip().to_string(), v4.port()).into_pyobject(py)

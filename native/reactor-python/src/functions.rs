@@ -22,11 +22,12 @@ use crate::buffer;
 use crate::handle;
 use crate::simulation;
 
-/// Adds the functions to the module `_erlang` of one interpreter.
+/// Adds the functions, and the version that all parts of the project share, to the module `_erlang` of one interpreter.
 ///
 /// # Errors
 /// Python is out of memory.
 pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(connection_read, module)?)?;
     module.add_function(wrap_pyfunction!(connection_write, module)?)?;
     module.add_function(wrap_pyfunction!(connection_flush, module)?)?;

@@ -7,6 +7,7 @@
 mod activity;
 mod buffer;
 mod exception;
+pub mod forks;
 pub mod functions;
 mod handle;
 mod handler;
@@ -18,6 +19,7 @@ mod stage;
 pub mod value;
 
 pub use activity::{Activity, Glance, Look, Place};
+pub use buffer::address as endpoint_to_python;
 pub use exception::{Description, class_name, describe};
 pub use handle::adopt;
 pub use handler::{Opening, PythonHandler, Refusal, Reply, Report, Surroundings};

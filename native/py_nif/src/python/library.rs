@@ -4,9 +4,11 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::ffi;
+use reactor_python::forks;
+
+pub(crate) use reactor_python::forks::leave;
 
 /// Makes libpython's symbols visible to the extension modules that Python will load.
 ///
@@ -74,7 +76,7 @@ fn last_error() -> String {
 /// it did. Call it from any thread but a scheduler, and without the GIL: it takes a lock of the loader.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn guard_exit() {
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     static LIBRARIES_SEEN: AtomicU64 = AtomicU64::new(0);
     let libraries = libraries_loaded();
@@ -118,35 +120,17 @@ fn libraries_loaded() -> u64 {
     count
 }
 
-/// Ends the process now: stdio is flushed, no handler runs.
-pub(crate) fn leave(status: c_int) -> ! {
-    // SAFETY: fflush(NULL) flushes every open stream; _exit does not return.
-    unsafe {
-        libc::fflush(std::ptr::null_mut());
-        libc::_exit(status)
-    }
-}
-
-static FORKED: AtomicBool = AtomicBool::new(false);
-
-/// Marks the children that this process forks, by whatever code.
+/// Has children that Python code forks known, see [`is_forked_child`].
 ///
 /// # Errors
-/// The error number of pthread_atfork.
+/// A sentence for the operator.
 pub(crate) fn watch_forks() -> Result<(), String> {
-    extern "C" fn in_child() {
-        FORKED.store(true, Ordering::Release);
-    }
-    // SAFETY: `in_child` does nothing but an atomic store, which is allowed after a fork, and the
-    // library that holds it is pinned.
-    match unsafe { libc::pthread_atfork(None, None, Some(in_child)) } {
-        0 => Ok(()),
-        error => Err(format!("pthread_atfork: error {error}")),
-    }
+    // SAFETY: this library is pinned.
+    unsafe { forks::watch() }
 }
 
 /// True in a child that Python code made with `os.fork`: it has this memory but no VM, no other
 /// threads, and must never go on with the parent's work.
 pub(crate) fn is_forked_child() -> bool {
-    FORKED.load(Ordering::Acquire)
+    forks::generation() != 0
 }

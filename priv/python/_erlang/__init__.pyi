@@ -6,8 +6,10 @@ from typing import Any
 from typing_extensions import Buffer
 
 from erlang import Atom, Pid
-from erlang.reactor import Action, Address, SlowConsumer
+from erlang.reactor import Action, Address, ProtocolFactory, SlowConsumer
 from erlang.reactor.testing import Refusal
+
+__version__: str
 
 def send(to: Pid | Atom | str, term: object) -> None: ...
 def whereis(name: Atom | str) -> Pid | None: ...
@@ -83,3 +85,40 @@ def simulation_push(simulation: Simulation, connection: int, data: bytes) -> Ref
 def simulation_end(simulation: Simulation, connection: int) -> None: ...
 def simulation_take(simulation: Simulation, connection: int) -> list[bytes]: ...
 def simulation_is_open(simulation: Simulation, connection: int) -> bool: ...
+
+# Outside the Erlang VM: what erlang.reactor.server is made on.
+
+class Server:
+    def __init__(
+        self,
+        *,
+        name: str,
+        address: tuple[str, int, int, int] | None,
+        unix: str | bytes | None,
+        backlog: int,
+        reuseport: bool,
+        nodelay: bool,
+        max_connections: int | None,
+        idle_timeout: int | None,
+        handshake_timeout: int | None,
+        write_timeout: int | None,
+        high_water: int,
+        low_water: int,
+        slow_consumer: tuple[str, int | None],
+        info: dict[str, Any],
+    ) -> None: ...
+    def serve(
+        self,
+        factory: ProtocolFactory,
+        report: Callable[[str, str, int, str, str, tuple[str, str, str]], None],
+        started: Callable[[], None],
+        signals: bool,
+    ) -> None: ...
+    def stop(self, within_s: float | None) -> None: ...
+    def hand_in(self, fd: int, info: dict[str, Any]) -> None: ...
+    def wake_on(self, fd: int) -> None: ...
+    def interrupt(self, exception: type[BaseException]) -> None: ...
+    def is_busy(self) -> bool: ...
+    def is_ours(self) -> bool: ...
+    def address(self) -> Address: ...
+    def stats(self) -> dict[str, Any]: ...
