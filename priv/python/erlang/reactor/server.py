@@ -185,8 +185,10 @@ class Reactor:
             native, run = self._native, self._run
             if native is None or not native.is_ours():
                 return
-            if run is None or run.ended.is_set():
+            if run is None:
                 self._native = None
+                return
+            if run.ended.is_set():
                 return
         run.stop(within_s)
         run.wait(within_s)
