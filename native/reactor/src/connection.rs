@@ -159,8 +159,8 @@ impl<C, S> Connection<C, S> {
         self.had_its_say = true;
         self.looked_idle = false;
         self.owner().count(|counters| {
-            counters.reads.add(1);
-            counters.bytes_in.add(bytes as u64);
+            counters.reads.raise(1);
+            counters.bytes_in.raise(bytes as u64);
         });
     }
 
