@@ -593,7 +593,8 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if let Err(panic) = lost {
             handler.panicked(Some(&descriptor), panic_message(&*panic));
         }
-        if reason.is_ours() && readable && !eof {
+        // Of one that was parked until it could write nobody knows whether anything came meanwhile.
+        if reason.is_ours() && (readable || seat.is_some()) && !eof {
             descriptor.finish(&mut self.buffer);
         }
         if let Some(owner) = descriptor.owner() {
