@@ -143,6 +143,7 @@ class Simulation:
         Raises:
             Exception: what the factory raised.
             TypeError: it made no protocol.
+            RuntimeError: there are a hundred connections.
         """
         self._made.clear()
         called = len(self._calls)
@@ -375,7 +376,8 @@ class Drive:
 
     def take(self) -> bytes:
         """What the peer received since this was last called."""
-        pieces = self.pieces[self._taken :]
+        self._collect()
+        pieces = self._pieces[self._taken :]
         self._taken += len(pieces)
         return b"".join(pieces)
 
