@@ -16,6 +16,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     watch_forks().map_err(PyOSError::new_err)?;
     node::add_to(module)?;
     module.add_class::<server::Server>()?;
+    module.add_class::<server::Listener>()?;
     reactor_python::functions::add_to(module)
 }
 

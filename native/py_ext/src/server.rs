@@ -6,18 +6,18 @@
 use std::mem::ManuallyDrop;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::ops::ControlFlow;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use reactor::{
-    AdoptError, Counters, Door, Endpoint, Limits, ListenOptions, Reactor, SendError, ServerOptions,
-    SlowConsumer,
+    Acceptor, AdoptError, Counters, Door, Endpoint, Limits, ListenOptions, Reactor, SendError,
+    ServerOptions, SlowConsumer,
 };
 use reactor_python::value::{Types, Value, from_python};
 use reactor_python::{Activity, Opening, PythonHandler, Recipe, adopt, endpoint_to_python, forks};
@@ -53,14 +53,43 @@ impl Engine {
             Self::Alone(reactor) => reactor,
         }
     }
+
+    /// What is missing to accept clients.
+    fn shortage(&self) -> Option<&'static str> {
+        match self {
+            Self::Listening(server) => server.shortage().map(|errno| errno.desc()),
+            Self::Alone(_) => None,
+        }
+    }
+}
+
+/// Said at once, and then as often as listeners inside the BEAM say it.
+const SHORTAGE_EVERY: Duration = Duration::from_secs(1);
+
+/// When was it last said that something is missing?
+#[derive(Default)]
+struct Shortage(Option<Instant>);
+
+impl Shortage {
+    fn tell(&mut self, engine: &Engine, short: &Bound<'_, PyAny>) -> PyResult<()> {
+        let Some(text) = engine.shortage() else {
+            return Ok(());
+        };
+        if self.0.is_none_or(|then| then.elapsed() >= SHORTAGE_EVERY) {
+            self.0 = Some(Instant::now());
+            short.call1((text,))?;
+        }
+        Ok(())
+    }
 }
 
 #[pymethods]
 impl Server {
-    /// Listens at once, on an IP address with its port, or on the path of a Unix socket; on nothing if
-    /// there is neither. Times are in milliseconds, None is for ever.
+    /// Listens at once, on an IP address with its port, or on the path of a Unix socket, or accepts from
+    /// a descriptor that listens already; serves only what is handed in if there is none of them. Times
+    /// are in milliseconds, None is for ever.
     #[new]
-    #[pyo3(signature = (*, name, address, unix, backlog, reuseport, nodelay, max_connections, idle_timeout,
+    #[pyo3(signature = (*, name, address, unix, listening, backlog, reuseport, nodelay, max_connections, idle_timeout,
         handshake_timeout, write_timeout, high_water, low_water, slow_consumer, info))]
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -68,6 +97,7 @@ impl Server {
         name: String,
         address: Option<(String, u16, u32, u32)>,
         unix: Option<PathBuf>,
+        listening: Option<i32>,
         backlog: u32,
         reuseport: bool,
         nodelay: bool,
@@ -98,10 +128,17 @@ impl Server {
             limits,
             max_connections: max_connections.unwrap_or(u64::MAX),
         };
-        let engine = match endpoint(address, unix)? {
-            Some(endpoint) => Engine::Listening(listen(py, &endpoint, options, info)?),
-            None => Engine::Alone(Reactor::open().map_err(os_error)?),
+        let opening = opening(py, info)?;
+        let engine = match (endpoint(address, unix)?, listening) {
+            (Some(endpoint), _) => {
+                reactor::Server::new(&endpoint, options, opening).map(Engine::Listening)
+            }
+            (None, Some(fd)) => duplicate(fd)
+                .and_then(|socket| reactor::Server::inherit(socket, options, opening))
+                .map(Engine::Listening),
+            (None, None) => Reactor::open().map(Engine::Alone),
         };
+        let engine = engine.map_err(os_error)?;
         Ok(Self {
             parts: ManuallyDrop::new(Parts {
                 engine,
@@ -112,13 +149,15 @@ impl Server {
     }
 
     /// Serves on this thread until it is stopped, with protocols that `factory` makes. `report` is called
-    /// with each failure, `started` once when the loop runs. With `signals`, on the main thread, Python's
+    /// with each failure, `short` now and then while something is missing to accept clients, `started`
+    /// once when the loop runs. With `signals`, on the main thread, Python's
     /// signal handlers are called between turns; what they raise ends it, and is raised.
     fn serve(
         &self,
         py: Python<'_>,
         factory: Bound<'_, PyAny>,
         report: Py<PyAny>,
+        short: &Bound<'_, PyAny>,
         started: &Bound<'_, PyAny>,
         signals: bool,
     ) -> PyResult<()> {
@@ -130,16 +169,19 @@ impl Server {
         let mut handler = handler.with_factory(factory);
         let mut waiting = Some(started);
         let mut raised = None;
-        let between = || {
-            let told = waiting
-                .take()
-                .map_or(Ok(()), |started| started.call0().map(drop));
-            match told.and_then(|()| if signals { py.check_signals() } else { Ok(()) }) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    raised = Some(error);
-                    ControlFlow::Break(())
-                }
+        let mut shortage = Shortage::default();
+        let mut look = || {
+            if let Some(started) = waiting.take() {
+                started.call0()?;
+            }
+            shortage.tell(engine, short)?;
+            if signals { py.check_signals() } else { Ok(()) }
+        };
+        let between = || match look() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                raised = Some(error);
+                ControlFlow::Break(())
             }
         };
         let doing = Doing::enter(&self.parts, activity);
@@ -231,11 +273,7 @@ impl Server {
         let door = reactor.door();
         stats.set_item("queue_depth", door.depth())?;
         stats.set_item("busy_ms", door.mailbox().busy_ms())?;
-        let shortage = match &parts.engine {
-            Engine::Listening(server) => server.shortage().map(|errno| errno.desc()),
-            Engine::Alone(_) => None,
-        };
-        stats.set_item("shortage", shortage)?;
+        stats.set_item("shortage", parts.engine.shortage())?;
         Ok(stats)
     }
 }
@@ -278,12 +316,11 @@ impl Drop for Doing<'_> {
     }
 }
 
-fn listen(
+/// What each client comes with.
+fn opening(
     py: Python<'_>,
-    endpoint: &Endpoint,
-    options: ServerOptions,
     info: &Bound<'_, PyDict>,
-) -> PyResult<reactor::Server<Opening>> {
+) -> PyResult<impl Fn() -> Opening + Send + Sync + 'static> {
     let Value::Map(info) = from_python(info, &Types::load(py)?)? else {
         return Err(PyValueError::new_err("info is a dict"));
     };
@@ -294,12 +331,11 @@ fn listen(
             info,
         })
     });
-    let opening = move || Opening {
+    Ok(move || Opening {
         info: Value::Map(Vec::new()),
         recipe: recipe.clone(),
         reply: None,
-    };
-    reactor::Server::new(endpoint, options, opening).map_err(os_error)
+    })
 }
 
 fn endpoint(
@@ -343,6 +379,41 @@ fn counted<'py>(py: Python<'py>, counters: &Counters) -> PyResult<Bound<'py, PyD
     Ok(stats)
 }
 
+/// A Unix socket that listens, for other processes to accept from. Its file goes when it is closed.
+#[pyclass(frozen, module = "_erlang")]
+pub(crate) struct Listener(Mutex<Option<Acceptor>>);
+
+#[pymethods]
+impl Listener {
+    #[new]
+    fn new(path: PathBuf, backlog: u32) -> PyResult<Self> {
+        let options = ListenOptions {
+            backlog,
+            ..ListenOptions::default()
+        };
+        let text = path.display().to_string().replacen('\0', "@", 1);
+        let acceptor = Acceptor::open(&Endpoint::Unix(path), &options);
+        let acceptor = acceptor.map_err(|error| match error.raw_os_error() {
+            Some(number) => PyOSError::new_err((number, format!("{text}: {}", system(number)))),
+            None => os_error(error),
+        })?;
+        Ok(Self(Mutex::new(Some(acceptor))))
+    }
+
+    /// The number of the descriptor; -1 if it is closed.
+    fn fileno(&self) -> i32 {
+        let acceptor = self.0.lock();
+        acceptor
+            .as_ref()
+            .map_or(-1, |open| open.as_fd().as_raw_fd())
+    }
+
+    fn close(&self) {
+        let acceptor = self.0.lock().take();
+        drop(acceptor);
+    }
+}
+
 #[allow(unsafe_code)]
 fn duplicate(fd: i32) -> std::io::Result<OwnedFd> {
     if fd < 0 {
@@ -364,13 +435,13 @@ fn adopt_error(error: AdoptError) -> PyErr {
 /// With its number, from which Python makes the fitting class.
 fn os_error(error: std::io::Error) -> PyErr {
     match error.raw_os_error() {
-        Some(number) => PyOSError::new_err((number, text(number))),
+        Some(number) => PyOSError::new_err((number, system(number))),
         None => PyRuntimeError::new_err(error.to_string()),
     }
 }
 
 /// What the system says, without the number that Rust puts behind it.
-fn text(number: i32) -> String {
+fn system(number: i32) -> String {
     let error = std::io::Error::from_raw_os_error(number).to_string();
     match error.rsplit_once(" (os error ") {
         Some((text, _)) => text.to_owned(),

@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::net::{TcpListener, UnixListener};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     self, AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage,
@@ -110,6 +111,8 @@ pub enum Admitted {
 pub struct Acceptor {
     listener: Listener,
     is_shut: Arc<AtomicBool>,
+    /// Other processes accept from it too.
+    is_shared: bool,
     /// Held for what it does when it is dropped.
     _file: Option<SocketFile>,
 }
@@ -148,6 +151,7 @@ impl Acceptor {
         Ok(Self {
             listener: Listener::Tcp(socket.into()),
             is_shut: Arc::default(),
+            is_shared: false,
             _file: None,
         })
     }
@@ -165,7 +169,33 @@ impl Acceptor {
         Ok(Self {
             listener: Listener::Unix(socket.into()),
             is_shut: Arc::default(),
+            is_shared: false,
             _file: file,
+        })
+    }
+
+    /// Accepts from a listening socket that came from elsewhere, and from which other processes may
+    /// accept too: [`shut`](Self::shut) ends it here, and not for them.
+    ///
+    /// # Errors
+    /// It does not listen, or for another kind of connection.
+    pub fn inherit(socket: OwnedFd) -> io::Result<Self> {
+        let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+        if !socket::getsockopt(&socket, sockopt::AcceptConn)? {
+            return Err(invalid("the socket does not listen"));
+        }
+        set_nonblocking(&socket)?;
+        let storage = socket::getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
+        let listener = match storage.family() {
+            Some(AddressFamily::Inet | AddressFamily::Inet6) => Listener::Tcp(socket.into()),
+            Some(AddressFamily::Unix) => Listener::Unix(socket.into()),
+            _ => return Err(invalid("the socket is neither TCP nor Unix")),
+        };
+        Ok(Self {
+            listener,
+            is_shut: Arc::default(),
+            is_shared: true,
+            _file: None,
         })
     }
 
@@ -181,6 +211,7 @@ impl Acceptor {
                 Listener::Unix(_) => Listener::Unix(socket.into()),
             },
             is_shut: Arc::clone(&self.is_shut),
+            is_shared: self.is_shared,
             _file: None,
         })
     }
@@ -258,11 +289,19 @@ impl Acceptor {
     /// Stops listening, here and on every duplicate. What waits in the backlog is reset.
     pub fn shut(&self) {
         self.is_shut.store(true, Ordering::Release);
+        if self.is_shared {
+            return;
+        }
         // The only error is ENOTCONN of a socket that was shut before.
         let _ = socket::shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
     }
 
     /// Whether [`shut`](Self::shut) was called, here or on a duplicate.
+    /// Whether other processes accept what waits here.
+    pub(crate) const fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     pub(crate) fn is_shut(&self) -> bool {
         self.is_shut.load(Ordering::Acquire)
     }
@@ -334,6 +373,11 @@ const fn is_passing(errno: Errno) -> bool {
             | Errno::EHOSTUNREACH
             | Errno::ETIMEDOUT
     )
+}
+
+fn set_nonblocking(socket: &OwnedFd) -> nix::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
 }
 
 fn stream_socket(family: AddressFamily) -> nix::Result<OwnedFd> {

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -64,6 +64,8 @@ pub struct Server<O = Box<dyn EventHandler>> {
     opening: Opening<O>,
     listen: ListenOptions,
     address: Address,
+    /// The listening socket that came from elsewhere, if that is what it accepts from.
+    inherited: Option<OwnedFd>,
     life: Mutex<Life>,
     /// What accept(2) failed for last time, or 0.
     shortage: Arc<AtomicI32>,
@@ -92,6 +94,29 @@ impl<O: Send + 'static> Server<O> {
         opening: impl Fn() -> O + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let acceptor = Acceptor::open(endpoint, &options.listen)?;
+        Self::with(acceptor, None, options, opening)
+    }
+
+    /// The same on a socket that listens already, from which other processes may accept too: those
+    /// who wait in its backlog at the end are left to them.
+    ///
+    /// # Errors
+    /// It does not listen, or the process has no descriptor left.
+    pub fn inherit(
+        socket: OwnedFd,
+        options: ServerOptions,
+        opening: impl Fn() -> O + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let acceptor = Acceptor::inherit(socket.try_clone()?)?;
+        Self::with(acceptor, Some(socket), options, opening)
+    }
+
+    fn with(
+        acceptor: Acceptor,
+        inherited: Option<OwnedFd>,
+        options: ServerOptions,
+        opening: impl Fn() -> O + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let address = acceptor.address()?;
         let life = Life {
             acceptor: Some(Arc::new(acceptor)),
@@ -103,6 +128,7 @@ impl<O: Send + 'static> Server<O> {
             opening: Arc::new(opening),
             listen: options.listen,
             address,
+            inherited,
             life: Mutex::new(life),
             shortage: Arc::default(),
         })
@@ -190,13 +216,19 @@ impl<O: Send + 'static> Server<O> {
         if let Some(acceptor) = &life.acceptor {
             return Ok(Arc::clone(acceptor));
         }
-        let endpoint = match &self.address {
-            Address::Inet(address) => Endpoint::Tcp(*address),
-            Address::Unix(path) => Endpoint::Unix(path.clone()),
-        };
-        let acceptor = Arc::new(Acceptor::open(&endpoint, &self.listen)?);
+        let acceptor = Arc::new(match &self.inherited {
+            Some(socket) => Acceptor::inherit(socket.try_clone()?)?,
+            None => Acceptor::open(&self.endpoint(), &self.listen)?,
+        });
         life.acceptor = Some(Arc::clone(&acceptor));
         Ok(acceptor)
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        match &self.address {
+            Address::Inet(address) => Endpoint::Tcp(*address),
+            Address::Unix(path) => Endpoint::Unix(path.clone()),
+        }
     }
 }
 
@@ -287,7 +319,9 @@ impl<'a, O: Send + 'static> Run<'a, O> {
             (deadline, life.acceptor.take())
         };
         if let Some(acceptor) = acceptor {
-            self.let_in(&acceptor, door);
+            if !acceptor.is_shared() {
+                self.let_in(&acceptor, door);
+            }
             acceptor.shut();
             self.server.service.set_stage(Stage::Draining);
             door.mailbox().review();

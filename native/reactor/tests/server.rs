@@ -312,6 +312,49 @@ fn a_server_that_was_stopped_runs_again_on_the_same_address() {
 }
 
 #[test]
+fn servers_that_share_a_socket_end_one_by_one() {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a listener");
+    let inherit = |seen: &Arc<Seen>| {
+        let socket = listener.try_clone().expect("a duplicate").into();
+        let seen = Arc::clone(seen);
+        let server = Server::inherit(socket, ServerOptions::default(), move || {
+            Box::new(Echo(Arc::clone(&seen))) as Box<dyn EventHandler>
+        });
+        Arc::new(server.expect("a server"))
+    };
+    let (first, second) = (Arc::<Seen>::default(), Arc::<Seen>::default());
+    let (one, other) = (inherit(&first), inherit(&second));
+    let mut thread = run(&one);
+    assert_eq!(exchange(&mut connect(&one), b"hello"), b"hello");
+    for _ in 0..10 {
+        one.stop(Duration::ZERO);
+        thread.join().expect("no panic");
+        // It waits in the backlog for whoever accepts next.
+        let mut client = connect(&one);
+        let taken_over = run(&other);
+        assert_eq!(exchange(&mut client, b"hello"), b"hello");
+        other.stop(Duration::ZERO);
+        taken_over.join().expect("no panic");
+        thread = run(&one);
+        assert_eq!(exchange(&mut connect(&other), b"hello"), b"hello");
+    }
+    one.stop(Duration::ZERO);
+    thread.join().expect("no panic");
+    assert_eq!((count(&first.opened), count(&second.opened)), (11, 10));
+}
+
+#[test]
+fn only_a_socket_that_listens_is_inherited() {
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("a socket");
+    let inherited =
+        Server::<Box<dyn EventHandler>>::inherit(socket.into(), ServerOptions::default(), || {
+            unreachable!("there are no clients")
+        });
+    let error = inherited.expect_err("it has no connections");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
 fn no_more_connections_than_there_are_places() {
     let seen = Arc::<Seen>::default();
     let options = ServerOptions {

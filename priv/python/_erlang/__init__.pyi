@@ -95,6 +95,7 @@ class Server:
         name: str,
         address: tuple[str, int, int, int] | None,
         unix: str | bytes | None,
+        listening: int | None,
         backlog: int,
         reuseport: bool,
         nodelay: bool,
@@ -111,6 +112,7 @@ class Server:
         self,
         factory: ProtocolFactory,
         report: Callable[[str, str, int, str, str, tuple[str, str, str]], None],
+        short: Callable[[str], None],
         started: Callable[[], None],
         signals: bool,
     ) -> None: ...
@@ -122,3 +124,8 @@ class Server:
     def is_ours(self) -> bool: ...
     def address(self) -> Address: ...
     def stats(self) -> dict[str, Any]: ...
+
+class Listener:
+    def __init__(self, path: str | bytes, backlog: int) -> None: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...

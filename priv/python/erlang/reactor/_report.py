@@ -41,3 +41,8 @@ def report(
     # Where `logging` keeps a traceback that it has written out.
     record.exc_text = traceback.rstrip("\n") or None
     _log.handle(record)
+
+
+def report_shortage(missing: str) -> None:
+    """Say why clients have to wait. Called by the native code, once a second while they do."""
+    _log.warning("cannot accept clients: %s; trying again and again", missing)

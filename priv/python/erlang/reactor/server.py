@@ -32,7 +32,7 @@ from typing import Any, Literal, Self, TypeAlias
 import _erlang
 from erlang._terms import Interrupted
 from erlang.reactor import Address, ProtocolFactory, _checked
-from erlang.reactor._report import report
+from erlang.reactor._report import report, report_shortage
 
 __all__ = ["Reactor", "Server", "SlowConsumerPolicy"]
 
@@ -89,7 +89,10 @@ class Reactor:
     def _open(self) -> _erlang.Server:
         try:
             return _erlang.Server(
-                address=self._where.address, unix=self._where.path, **self._options
+                address=self._where.address,
+                unix=self._where.path,
+                listening=self._where.fd(),
+                **self._options,
             )
         except OSError as error:
             raise OSError(error.errno, f"{self._where.text}: {error.strerror}") from None
@@ -182,8 +185,10 @@ class Reactor:
             native, run = self._native, self._run
             if native is None or not native.is_ours():
                 return
-            if run is None or run.ended.is_set():
+            if run is None:
                 self._native = None
+                return
+            if run.ended.is_set():
                 return
         run.stop(within_s)
         run.wait(within_s)
@@ -257,6 +262,8 @@ class Server(Reactor):
         port: 0 for one that the kernel chooses; see `address`.
         unix: the path of a Unix socket, in place of host and port. On Linux a name that begins with
             a NUL is no file.
+        sock: a socket that listens already, in place of host and port. Other processes may accept
+            from it too; it is yours to close, when the server is no longer needed.
         backlog: connections that wait in the kernel until they are accepted.
         reuseport: share the port with other sockets that say so too.
         nodelay: send small messages at once (TCP_NODELAY).
@@ -287,6 +294,7 @@ class Server(Reactor):
         port: int = 0,
         *,
         unix: str | bytes | os.PathLike[str] | None = None,
+        sock: socket.socket | None = None,
         backlog: int = 1024,
         reuseport: bool = False,
         nodelay: bool = True,
@@ -316,7 +324,12 @@ class Server(Reactor):
             info=info,
         )
         shutdown_s = math.inf if shutdown is None else _within("shutdown", shutdown, 0) / 1000
-        where = _on_host(host, port) if unix is None else _on_path(os.fspath(unix))
+        if sock is not None:
+            where = _Where(None, None, "a socket that listens", sock)
+        elif unix is not None:
+            where = _on_path(os.fspath(unix))
+        else:
+            where = _on_host(host, port)
         self._set_up(factory, options, where, shutdown_s)
         assert self._native is not None
         self._address = self._native.address()
@@ -328,6 +341,31 @@ class Server(Reactor):
         """Where it listens: ``(host, port)``, ``(host, port, flowinfo, scope_id)`` for IPv6,
         ``(path,)`` for a Unix socket. It stays the same when the server is started again."""
         return self._address
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Bind to an address that others will share by SO_REUSEPORT; it does not listen.
+
+    :raises OSError: somebody has it, is not of this host, or cannot be resolved.
+    """
+    where = _on_host(host, port)
+    assert where.address is not None
+    ip = where.address[0]
+    address = where.address if ":" in ip else where.address[:2]
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        # With SO_REUSEPORT alone another server of the same user would not be noticed.
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            address = probe.getsockname()
+        reserved = socket.socket(family)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(address)
+    except OSError as error:
+        raise OSError(error.errno, f"{where.text}: {error.strerror}") from None
+    return reserved
 
 
 class _AskedBySignal:
@@ -379,7 +417,7 @@ class _Run:
         self._thread = threading.get_ident()
         _running.add(self)
         try:
-            self.native.serve(self._factory, report, self._has_started, signals)
+            self.native.serve(self._factory, report, report_shortage, self._has_started, signals)
         except BaseException as error:
             self.failure = error
             raise
@@ -498,11 +536,16 @@ def _policy(policy: SlowConsumerPolicy) -> tuple[str, int | None]:
 
 @dataclass(frozen=True)
 class _Where:
-    """An IP address or a path, and how to call it."""
+    """An IP address, a path, or a socket that listens, and how to call it."""
 
     address: tuple[str, int, int, int] | None
     path: str | bytes | None
     text: str
+    sock: socket.socket | None = None
+
+    def fd(self) -> int | None:
+        """The number of a socket that listens already."""
+        return None if self.sock is None else self.sock.fileno()
 
     def at(self, address: Address) -> _Where:
         """The same, with the port that the kernel chose."""
