@@ -67,6 +67,10 @@ pub struct Report {
 /// What the handler needs of the process around it. All calls come on the worker; none may
 /// wait.
 pub trait Surroundings: Sync {
+    /// Whether each call is [noted](Self::note). It is known when the program is compiled, so
+    /// that it costs nothing where nobody takes notes.
+    const TAKES_NOTES: bool = false;
+
     /// A callback failed.
     fn report(&self, report: Report);
 
@@ -75,10 +79,6 @@ pub trait Surroundings: Sync {
 
     /// The worker is about to sleep and has let the GIL go.
     fn resting(&self);
-
-    /// Whether each call is [noted](Self::note). It is known when the program is compiled, so
-    /// that it costs nothing where nobody takes notes.
-    const TAKES_NOTES: bool = false;
 
     /// A callback has been called with these arguments, and the engine got this action; None if
     /// the callback failed, and of `connection_lost`.
@@ -262,11 +262,27 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             + IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>>
             + Clone,
     {
+        if !S::TAKES_NOTES {
+            return self.call_method(connection, descriptor, callback, arguments);
+        }
+        let verdict = self.call_method(connection, descriptor, callback, arguments.clone());
+        self.note(descriptor, callback, arguments, verdict.ok());
+        verdict
+    }
+
+    fn call_method<A>(
+        &self,
+        connection: &Connection<'py>,
+        descriptor: &Descriptor,
+        callback: Callback,
+        arguments: A,
+    ) -> Verdict
+    where
+        A: pyo3::call::PyCallArgs<'py>,
+    {
         let protocol = &connection.protocol;
         let name = self.names.of(callback);
-        let noted = S::TAKES_NOTES.then(|| arguments.clone());
-        let verdict = self
-            .activity
+        self.activity
             .during(Some(callback), protocol, descriptor, || {
                 protocol.call_method1(name, arguments)
             })
@@ -274,11 +290,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             .map_err(|error| {
                 self.report_failure(connection, descriptor, callback.name(), &error);
                 Reason::Exception
-            });
-        if let Some(arguments) = noted {
-            self.note(descriptor, callback, arguments, verdict.ok());
-        }
-        verdict
+            })
     }
 
     /// Notes a call, for surroundings that wish it.
