@@ -66,6 +66,10 @@ pub struct Report {
 /// What the handler needs of the process around it. All calls come on the worker; none may
 /// wait.
 pub trait Surroundings: Sync {
+    /// Whether each call is [noted](Self::note). It is known when the program is compiled, so
+    /// that it costs nothing where nobody takes notes.
+    const TAKES_NOTES: bool = false;
+
     /// A callback failed.
     fn report(&self, report: Report);
 
@@ -74,10 +78,6 @@ pub trait Surroundings: Sync {
 
     /// The worker is about to sleep and has let the GIL go.
     fn resting(&self);
-
-    /// Whether each call is [noted](Self::note). It is known when the program is compiled, so
-    /// that it costs nothing where nobody takes notes.
-    const TAKES_NOTES: bool = false;
 
     /// A callback has been called with these arguments, and the engine got this action; None if
     /// the callback failed, and of `connection_lost`.
