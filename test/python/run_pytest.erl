@@ -25,7 +25,8 @@ main(Arguments) ->
             sys.stdout.flush()
             return code
     ">>),
-    Binaries = [unicode:characters_to_binary(A) || A <- ["test/python" | Arguments]],
+    Plugin = ["-p", "erlang.reactor.pytest_plugin"],
+    Binaries = [unicode:characters_to_binary(A) || A <- Plugin ++ ["test/python" | Arguments]],
     case py:call('__main__', run_pytest, [Binaries], #{}, ?TIMEOUT_MS) of
         {ok, Code} ->
             halt(Code);

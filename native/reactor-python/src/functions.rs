@@ -20,6 +20,7 @@ use reactor::{
 
 use crate::buffer;
 use crate::handle;
+use crate::simulation;
 
 /// Adds the functions, and the version that all parts of the project share, to the module `_erlang` of one interpreter.
 ///
@@ -38,7 +39,8 @@ pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(connection_set_timeout, module)?)?;
     module.add_function(wrap_pyfunction!(connection_hold_reading, module)?)?;
     module.add_function(wrap_pyfunction!(connection_close_when_idle, module)?)?;
-    module.add_function(wrap_pyfunction!(connection_set_slow_consumer, module)?)
+    module.add_function(wrap_pyfunction!(connection_set_slow_consumer, module)?)?;
+    simulation::add_to(module)
 }
 
 /// Reads at most `size` bytes, and never more than 64 KiB.
@@ -133,7 +135,7 @@ fn connection_set_timeout(connection: &Bound<'_, PyAny>, seconds: Option<f64>) -
 }
 
 /// A number of seconds, however large.
-fn duration(seconds: f64) -> PyResult<Duration> {
+pub(crate) fn duration(seconds: f64) -> PyResult<Duration> {
     if seconds.is_finite() && seconds >= 0.0 {
         return Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
     }
@@ -163,7 +165,14 @@ fn connection_set_slow_consumer(
     policy: &str,
     messages: Option<usize>,
 ) -> PyResult<()> {
-    let policy = match (policy, messages) {
+    let policy = slow_consumer(policy, messages)?;
+    with_owner(connection, |owner| owner.set_slow_consumer(policy))?;
+    Ok(())
+}
+
+/// The policy of this name.
+pub(crate) fn slow_consumer(policy: &str, messages: Option<usize>) -> PyResult<SlowConsumer> {
+    Ok(match (policy, messages) {
         ("drop_old", None) => SlowConsumer::DropOld,
         ("drop_new", None) => SlowConsumer::DropNew,
         ("disconnect", None) => SlowConsumer::Disconnect,
@@ -183,9 +192,7 @@ fn connection_set_slow_consumer(
                 "{policy:?} is none of drop_old, drop_new, buffer and disconnect"
             )));
         }
-    };
-    with_owner(connection, |owner| owner.set_slow_consumer(policy))?;
-    Ok(())
+    })
 }
 
 /// Does something with a connection that an engine serves; `None` if it is over.

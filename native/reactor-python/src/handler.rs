@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString, PyTuple};
 use reactor::{Action, Counters, Descriptor, Flushed, Handler, Payload, Reason, Verdict};
@@ -75,6 +75,17 @@ pub trait Surroundings: Sync {
 
     /// The worker is about to sleep and has let the GIL go.
     fn resting(&self);
+
+    /// Whether each call is [noted](Self::note). It is known when the program is compiled, so
+    /// that it costs nothing where nobody takes notes.
+    const TAKES_NOTES: bool = false;
+
+    /// A callback has been called with these arguments, and the engine got this action; None if
+    /// the callback failed, and of `connection_lost`.
+    fn note(&self, _: &Descriptor, _callback: &str, _: Bound<'_, PyTuple>, _: Option<Action>) {}
+
+    /// An exception of the protocol that is going to be reported.
+    fn failed(&self, _py: Python<'_>, _error: &PyErr) {}
 }
 
 /// A protocol and its descriptor's handle.
@@ -247,11 +258,15 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         arguments: A,
     ) -> Verdict
     where
-        A: pyo3::call::PyCallArgs<'py>,
+        A: pyo3::call::PyCallArgs<'py>
+            + IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>>
+            + Clone,
     {
         let protocol = &connection.protocol;
         let name = self.names.of(callback);
-        self.activity
+        let noted = S::TAKES_NOTES.then(|| arguments.clone());
+        let verdict = self
+            .activity
             .during(Some(callback), protocol, descriptor, || {
                 protocol.call_method1(name, arguments)
             })
@@ -259,7 +274,30 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             .map_err(|error| {
                 self.report_failure(connection, descriptor, callback.name(), &error);
                 Reason::Exception
-            })
+            });
+        if let Some(arguments) = noted {
+            self.note(descriptor, callback, arguments, verdict.ok());
+        }
+        verdict
+    }
+
+    /// Notes a call, for surroundings that wish it.
+    fn note<A>(
+        &self,
+        descriptor: &Descriptor,
+        callback: Callback,
+        arguments: A,
+        action: Option<Action>,
+    ) where
+        A: IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>>,
+    {
+        // Fails where there is no memory for a tuple; the next thing will tell.
+        if S::TAKES_NOTES
+            && let Ok(arguments) = arguments.into_pyobject(self.py)
+        {
+            self.surroundings
+                .note(descriptor, callback.name(), arguments, action);
+        }
     }
 
     /// Reads the answer of a callback: compared by pointer first, by value second.
@@ -325,12 +363,12 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         error: &PyErr,
     ) {
         let protocol = class_name(&connection.protocol.get_type());
-        self.report_error(
-            protocol,
-            Some(descriptor),
-            callback,
-            describe(self.py, error),
-        );
+        self.report_error(protocol, Some(descriptor), callback, self.describe(error));
+    }
+
+    fn describe(&self, error: &PyErr) -> Description {
+        self.surroundings.failed(self.py, error);
+        describe(self.py, error)
     }
 
     fn report_error(
@@ -379,6 +417,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         if let Err(error) = lost {
             self.report_failure(connection, descriptor, "connection_lost", &error);
         }
+        self.note(descriptor, callback, (), None);
     }
 
     /// Takes a protocol off the list, unless its number has passed to another one.
@@ -428,10 +467,15 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
                     })
             })
             .and_then(|word| self.action(&connection, Callback::ConnectionMade, &word));
+        if S::TAKES_NOTES {
+            let arguments = (descriptor.number(), client_info);
+            let told = action.as_ref().ok().copied();
+            self.note(descriptor, Callback::ConnectionMade, arguments, told);
+        }
         match action {
             Ok(action) => Ok((connection, Ok(action))),
             Err(error) => {
-                let description = describe(self.py, &error);
+                let description = self.describe(&error);
                 let protocol = class_name(&connection.protocol.get_type());
                 let traceback = description.traceback.clone();
                 self.report_error(protocol, Some(descriptor), "connection_made", description);
@@ -449,7 +493,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         error: &PyErr,
     ) -> Refusal {
         let protocol = factory.map_or_else(|| "?".to_owned(), Factory::name);
-        let description = describe(self.py, error);
+        let description = self.describe(error);
         let traceback = description.traceback.clone();
         self.report_error(protocol, Some(descriptor), "factory", description);
         Refusal::Protocol(traceback)
@@ -457,7 +501,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
 
     /// What the acceptor says of the client cannot be told in Python.
     fn bad_info(&self, descriptor: &Descriptor, error: &PyErr) -> Refusal {
-        let description = describe(self.py, error);
+        let description = self.describe(error);
         let message = description.message.clone();
         self.report_error("?".to_owned(), Some(descriptor), "client_info", description);
         Refusal::BadInfo(message)
@@ -651,6 +695,8 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     }
 
     fn panicked(&mut self, descriptor: Option<&Arc<Descriptor>>, message: &str) {
+        self.surroundings
+            .failed(self.py, &PyRuntimeError::new_err(message.to_owned()));
         let failure = Description {
             class: "panic".to_owned(),
             message: message.to_owned(),

@@ -13,7 +13,9 @@ mod handle;
 mod handler;
 mod names;
 mod recipe;
+mod simulation;
 mod stack;
+mod stage;
 pub mod value;
 
 pub use activity::{Activity, Glance, Look, Place};

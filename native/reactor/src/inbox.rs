@@ -2,18 +2,13 @@
 //!
 //! Three bounded channels share one wake-up: descriptors on their way in, signals about
 //! connections that are there already, and messages for handlers. Nobody who sends ever
-//! waits.
-//!
-//! The wake-up costs a system call, so it is made only for a worker that sleeps. The
-//! worker announces its sleep and looks at the channels once more before it lies
-//! down; a sender puts its message in first and looks at the announcement after. With
-//! a full fence between the two steps on both sides at least one of them sees the
-//! other, so no message waits for a worker that sleeps.
+//! waits. Each sender puts its message in first and then asks the
+//! [wake-up](crate::wakeup) whether the worker has to be told.
 
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
@@ -27,6 +22,7 @@ use crate::descriptor::Descriptor;
 use crate::poller::Readiness;
 use crate::service::{Admission, Limits, Service};
 use crate::source::Source;
+use crate::wakeup::Wakeup;
 
 /// Something for a handler, which the engine carries without looking at it.
 pub type Payload = Box<dyn Any + Send>;
@@ -104,8 +100,7 @@ pub struct Mailbox {
     /// None once the worker has ended: whoever refers to a context, and be it a report in
     /// a logger, keeps no descriptor open. The lock is never held across a call.
     waker: Mutex<Option<Arc<mio::Waker>>>,
-    asleep: AtomicBool,
-    stopping: AtomicBool,
+    wakeup: Wakeup,
     overflowed: AtomicBool,
     /// The stage of some service has changed.
     reviewing: AtomicBool,
@@ -128,7 +123,7 @@ const NOBODY: u64 = u64::MAX;
 impl Mailbox {
     /// Tells the worker to close everything and end.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.wakeup.stop();
         self.wake();
     }
 
@@ -158,7 +153,7 @@ impl Mailbox {
         }
         let sent = self.messages.try_send((to, message));
         self.wake();
-        // As in `hand_in`.
+        // As in `Door::send`.
         if self.is_stopping() {
             clear(&self.late_messages);
         }
@@ -247,8 +242,7 @@ impl Mailbox {
     }
 
     fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
+        if self.wakeup.is_needed() {
             let waker = self.waker.lock().clone();
             // An eventfd takes a wake-up unless its counter is full, and then the
             // worker is being woken already.
@@ -257,7 +251,7 @@ impl Mailbox {
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        self.wakeup.is_stopping()
     }
 
     pub(crate) fn take_overflow(&self) -> bool {
@@ -330,10 +324,6 @@ impl<O> Door<O> {
 
     /// Hands in a descriptor of a service, as [`hand_in`](Self::hand_in) does.
     ///
-    /// A worker that stops clears the queue, and whoever hands in looks afterwards whether
-    /// it has stopped: with a full fence between the two steps on both sides, nothing is
-    /// left in a queue that nobody reads.
-    ///
     /// # Errors
     /// The context is full or stops; `opening` and `admission` come back.
     pub fn admit(
@@ -375,8 +365,8 @@ impl<O> Door<O> {
     /// Gives back what does not get in.
     fn send(&self, arrival: Arrival<O>) -> Option<Arrival<O>> {
         let sent = self.arrivals.try_send(arrival);
-        // Begins with a full fence.
         self.mailbox.wake();
+        // Nobody else clears what came in after the worker did.
         if self.mailbox.is_stopping() {
             clear(&self.leftovers);
         }
@@ -443,8 +433,7 @@ impl<O> Inbox<O> {
             messages: message_sender,
             late_messages: messages.clone(),
             waker: Mutex::new(Some(Arc::new(waker))),
-            asleep: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
+            wakeup: Wakeup::new(),
             overflowed: AtomicBool::new(false),
             reviewing: AtomicBool::new(false),
             max_connections: max_connections as u64,
@@ -474,16 +463,11 @@ impl<O> Inbox<O> {
 
     /// Announces sleep. False when there is something to do after all.
     pub(crate) fn lie_down(&self) -> bool {
-        self.mailbox.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let quiet = self.is_empty()
-            && !self.mailbox.reviewing.load(Ordering::Relaxed)
-            && !self.mailbox.is_stopping()
-            && !self.mailbox.overflowed.load(Ordering::Relaxed);
-        if !quiet {
-            self.get_up();
-        }
-        quiet
+        self.mailbox.wakeup.lie_down(|| {
+            self.is_empty()
+                && !self.mailbox.reviewing.load(Ordering::Relaxed)
+                && !self.mailbox.overflowed.load(Ordering::Relaxed)
+        })
     }
 
     /// Whether nothing waits for the worker.
@@ -492,15 +476,14 @@ impl<O> Inbox<O> {
     }
 
     pub(crate) fn get_up(&self) {
-        self.mailbox.asleep.store(false, Ordering::Relaxed);
+        self.mailbox.wakeup.get_up();
     }
 }
 
 impl<O> Drop for Inbox<O> {
     fn drop(&mut self) {
         // Also where the worker failed and was never told to stop.
-        self.mailbox.stopping.store(true, Ordering::Release);
-        fence(Ordering::SeqCst);
+        self.mailbox.wakeup.stop();
         clear(&self.arrivals);
         clear(&self.messages);
         let waker = self.mailbox.waker.lock().take();

@@ -107,7 +107,13 @@ pub mod simulation;
 mod source;
 mod state;
 mod timers;
+mod wakeup;
 mod wire;
+
+/// The atomics of the wake-up: its model has others.
+mod sync {
+    pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
 
 pub use acceptor::{Accepted, Acceptor, Admitted, Endpoint, ListenOptions};
 pub use action::Action;
