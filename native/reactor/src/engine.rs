@@ -583,7 +583,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
         // Before the loss is told: who hears of it is told the same by whatever it tries.
         if let Some(owner) = descriptor.owner() {
-            owner.is_ending();
+            owner.is_lost();
         }
         if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() && !descriptor.is_sole() {
             // Fails only where the descriptor is gone already, and with it the entry.
