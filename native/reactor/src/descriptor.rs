@@ -78,7 +78,8 @@ pub struct Descriptor {
     /// The errno of the first failure for good, or 0.
     fault: AtomicI32,
     /// Who sent the last datagram, and so receives the answer.
-    sender: Mutex<Option<SockaddrStorage>>,
+    /// In a box: streams, which are many, have none.
+    sender: Mutex<Option<Box<SockaddrStorage>>>,
     /// The other end of a stream, once it was asked for: after a reset the kernel knows it no
     /// more, and then it is wanted most.
     far_end: OnceLock<Address>,
@@ -535,7 +536,7 @@ impl Descriptor {
         let (length, sender) = retry(|| {
             socket::recvfrom::<SockaddrStorage>(self.number(), buffer).map_err(skip_passing)
         })?;
-        *self.sender.lock() = sender.filter(|storage| Address::from_storage(storage).is_some());
+        self.sent_by(sender.filter(|storage| Address::from_storage(storage).is_some()));
         Ok(Received::Datagram { length })
     }
 
@@ -545,9 +546,18 @@ impl Descriptor {
         }
         let (received, sender) = retry(|| wire.receive(buffer).map_err(skip_passing))?;
         if let Received::Datagram { .. } = received {
-            *self.sender.lock() = sender.map(SockaddrStorage::from);
+            self.sent_by(sender.map(SockaddrStorage::from));
         }
         Ok(received)
+    }
+
+    /// Keeps who sent the last datagram.
+    fn sent_by(&self, sender: Option<SockaddrStorage>) {
+        let mut kept = self.sender.lock();
+        match (&mut *kept, sender) {
+            (Some(kept), Some(sender)) => **kept = sender,
+            (kept, sender) => *kept = sender.map(Box::new),
+        }
     }
 
     /// Hands `bytes` to the kernel and returns how many it took: 0 when it takes none
@@ -605,7 +615,7 @@ impl Descriptor {
     }
 
     fn send_datagram(&self, bytes: &[u8]) -> nix::Result<usize> {
-        let sender = *self.sender.lock();
+        let sender = self.sender.lock().as_deref().copied();
         let mut tries = 0;
         retry(|| {
             let result = match (&self.medium, &sender) {
