@@ -30,6 +30,7 @@ use crate::inbox::{Door, Inbox, Key, Mailbox};
 use crate::kind::Kind;
 use crate::poller::Poller;
 use crate::reason::Reason;
+use crate::shards::Shards;
 use crate::source::Sources;
 use crate::state::{Effect, Input, State};
 use crate::timers::Timers;
@@ -105,6 +106,7 @@ pub struct Engine<H: Handler, D: Demultiplexer> {
     ready: VecDeque<Key>,
     timers: Timers,
     sources: Sources<H::Opening>,
+    shards: Shards,
     linger: Option<Duration>,
     buffer: Box<[u8]>,
     clock: Clock,
@@ -138,6 +140,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             ready: VecDeque::new(),
             timers: Timers::default(),
             sources: Sources::new(),
+            shards: Shards::default(),
             linger,
             buffer: vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice(),
             clock: Clock::System,
@@ -580,7 +583,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         }
         // Before the loss is told: who hears of it is told the same by whatever it tries.
         if let Some(owner) = descriptor.owner() {
-            owner.is_ending();
+            owner.is_lost();
         }
         if matches!(watch, Watch::Poller { .. }) && !descriptor.is_gone() && !descriptor.is_sole() {
             // Fails only where the descriptor is gone already, and with it the entry.
