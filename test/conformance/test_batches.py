@@ -108,6 +108,25 @@ def test_a_number_that_is_served_cannot_be_driven_by_hand(serve: Serve) -> None:
     client.echoes(b"not disturbed")
 
 
+@pytest.mark.parametrize("way", ["init_connection", "hand_in"])
+def test_a_duplicate_of_what_is_served_is_not_served_as_well(
+    serve: Serve, world: World, open_reactor: Open, way: str
+) -> None:
+    """Of two readers each would get a part of the stream."""
+    reactor = open_reactor("pass")
+    client = serve("def data_received(self, data): self.write_buffer += data").connect()
+    duplicate = client.evaluate("os.dup(self.fd)")
+    requests = {
+        "init_connection": ("evaluate", f"reactor.init_connection({duplicate}, {{}})", None),
+        "hand_in": ("hand_in", reactor.name, duplicate),
+    }
+    with pytest.raises(Failure, match=r"already.served|served already"):
+        world.ask(*requests[way])
+    if way == "init_connection":
+        world.ask("evaluate", f"os.close({duplicate})", None)
+    client.echoes(b"not disturbed")
+
+
 def test_what_is_handed_in_twice_is_an_error_and_served_once(
     world: World, open_reactor: Open
 ) -> None:

@@ -396,6 +396,19 @@ def test_after_the_end_nothing_can_be_done(serve: Serve) -> None:
     assert tried["read"] == ""
 
 
+@pytest.mark.parametrize("action", ["close", "abort", "write_pending", "pause"])
+def test_a_connection_that_is_being_lost_cannot_be_resumed(serve: Serve, action: str) -> None:
+    server = serve(f"""
+        def connection_lost(self):
+            self.tell("resumed", answer=reactor.resume(self, {action!r}))
+    """)
+    client = server.connect()
+    client.close()
+    client.next("eof_received")
+    assert client.next("resumed")["answer"] is False
+    assert client.lost() == "eof"
+
+
 def test_close_connection_closes_one_that_is_served(serve: Serve) -> None:
     server = serve("""
         def connection_made(self, fd, info):

@@ -51,10 +51,10 @@ class Event:
     __slots__ = ("more", "of", "thread", "what")
 
     def __init__(self, message: dict[str, Any]) -> None:
-        self.what: str = message.pop("what")
-        self.of: int | None = message.pop("of")
-        self.thread: int = message.pop("thread")
-        self.more = message
+        self.what: str = message["what"]
+        self.of: int | None = message["of"]
+        self.thread: int = message["thread"]
+        self.more: dict[str, Any] = message["more"]
 
     def __repr__(self) -> str:
         return f"<{self.of}: {self.what} {self.more}>"

@@ -27,7 +27,7 @@ def tell(what: str, of: int | None = None, **more: Any) -> None:
         what: a word for it.
         of: the serial number of the protocol that it happened to.
     """
-    _send({"what": what, "of": of, "thread": threading.get_ident(), **more})
+    _send({"what": what, "of": of, "thread": threading.get_ident(), "more": more})
 
 
 def serve_requests(path: str, functions: dict[str, Callable[..., Any]]) -> None:
