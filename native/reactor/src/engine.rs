@@ -30,6 +30,7 @@ use crate::inbox::{Door, Inbox, Key, Mailbox};
 use crate::kind::Kind;
 use crate::poller::Poller;
 use crate::reason::Reason;
+use crate::shards::Shards;
 use crate::source::Sources;
 use crate::state::{Effect, Input, State};
 use crate::timers::Timers;
@@ -105,6 +106,7 @@ pub struct Engine<H: Handler, D: Demultiplexer> {
     ready: VecDeque<Key>,
     timers: Timers,
     sources: Sources<H::Opening>,
+    shards: Shards,
     linger: Option<Duration>,
     buffer: Box<[u8]>,
     clock: Clock,
@@ -138,6 +140,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             ready: VecDeque::new(),
             timers: Timers::default(),
             sources: Sources::new(),
+            shards: Shards::default(),
             linger,
             buffer: vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice(),
             clock: Clock::System,
@@ -590,7 +593,8 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if let Err(panic) = lost {
             handler.panicked(Some(&descriptor), panic_message(&*panic));
         }
-        if reason.is_ours() && readable && !eof {
+        // Of one that was parked until it could write nobody knows whether anything came meanwhile.
+        if reason.is_ours() && (readable || seat.is_some()) && !eof {
             descriptor.finish(&mut self.buffer);
         }
         if let Some(owner) = descriptor.owner() {

@@ -218,6 +218,8 @@ pub struct Owner {
     key: Key,
     mailbox: Arc<Mailbox>,
     admission: Admission,
+    /// What its engine counts of its service.
+    shard: Arc<Counters>,
     wishes: Wishes,
     /// The lock is held for moments only: never across a system call.
     outbox: Mutex<Outbox>,
@@ -236,12 +238,18 @@ pub struct Owner {
 }
 
 impl Owner {
-    pub(crate) fn new(key: Key, mailbox: Arc<Mailbox>, admission: Admission) -> Self {
+    pub(crate) fn new(
+        key: Key,
+        mailbox: Arc<Mailbox>,
+        admission: Admission,
+        shard: Arc<Counters>,
+    ) -> Self {
         let limits = *admission.service().limits();
         Self {
             key,
             mailbox,
             admission,
+            shard,
             wishes: Wishes {
                 any: AtomicBool::new(false),
                 timeout_ms: AtomicU64::new(UNCHANGED),
@@ -324,7 +332,7 @@ impl Owner {
     /// Counts something, of the context and of the service.
     pub fn count(&self, count: impl Fn(&Counters)) {
         count(self.mailbox.counters());
-        count(self.service().counters());
+        count(&self.shard);
     }
 
     /// Whether it is closing or closed.

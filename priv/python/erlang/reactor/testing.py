@@ -109,9 +109,10 @@ class Simulation:
         self._calls: list[tuple[int, str, tuple[Any, ...], Action | None]] = []
         self._errors: list[BaseException] = []
         self._known = 0  # errors that somebody has asked for
-        self._drives: list[Drive] = []
-        # The last protocol that was made, by way of a list that the factory may fill: the
-        # simulation must not keep itself alive.
+        # Of each connection, what its peer received.
+        self._pieces: dict[int, list[bytes]] = {}
+        # The last protocol that was made. Neither this list nor what is above refers to the
+        # simulation, so that it ends with the last reference to it.
         self._made: list[object] = []
         self._native = _erlang.simulation_open(
             _keeping(factory, self._made),
@@ -143,6 +144,7 @@ class Simulation:
         Raises:
             Exception: what the factory raised.
             TypeError: it made no protocol.
+            RuntimeError: there are a hundred connections.
         """
         self._made.clear()
         called = len(self._calls)
@@ -153,10 +155,9 @@ class Simulation:
             # It did not come to `connection_made`: there is nothing to drive.
             raise self._errors.pop()
         assert isinstance(protocol, Protocol), "the engine has seen to that"
+        self._collect(number)
         sender = peer if type == "udp" else None
-        drive = Drive(self, number, protocol, sender)
-        self._drives.append(drive)
-        return drive
+        return Drive(self, number, protocol, sender)
 
     def run(self) -> None:
         """Let the engine do what is asked of it elsewhere: by `erlang.reactor.resume`, by another
@@ -199,11 +200,17 @@ class Simulation:
             return
         try:
             _erlang.simulation_stop(self._native)
-            for drive in self._drives:
-                drive._collect()
+            for number in self._pieces:
+                self._collect(number)
         finally:
             self._over = True
             _erlang.simulation_close(self._native)
+
+    def _collect(self, number: int) -> list[bytes]:
+        pieces = self._pieces.setdefault(number, [])
+        if not self._over:
+            pieces += _erlang.simulation_take(self._native, number)
+        return pieces
 
     def __enter__(self) -> Self:
         return self
@@ -256,7 +263,6 @@ class Drive:
         self.protocol = protocol
         self._number = number
         self._sender = sender
-        self._pieces: list[bytes] = []
         self._taken = 0
         self._ended = False
 
@@ -370,12 +376,11 @@ class Drive:
     @property
     def pieces(self) -> list[bytes]:
         """The same, as it was written: by the call, and so datagram by datagram."""
-        self._collect()
-        return list(self._pieces)
+        return list(self.simulation._collect(self._number))
 
     def take(self) -> bytes:
         """What the peer received since this was last called."""
-        pieces = self.pieces[self._taken :]
+        pieces = self.simulation._collect(self._number)[self._taken :]
         self._taken += len(pieces)
         return b"".join(pieces)
 
@@ -413,10 +418,6 @@ class Drive:
     def errors(self) -> list[BaseException]:
         """See `Simulation.errors`."""
         return self.simulation.errors
-
-    def _collect(self) -> None:
-        if not self.simulation._over:
-            self._pieces += _erlang.simulation_take(self.simulation._native, self._number)
 
     def __enter__(self) -> Self:
         return self
