@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 
 import erlang.reactor as reactor
+
+
+def tell(text: str) -> None:
+    """In one piece: several processes write there."""
+    os.write(2, f"{text}\n".encode())
 
 
 class Echo(reactor.Protocol):
@@ -24,11 +28,11 @@ class Echo(reactor.Protocol):
             case b"parent":
                 return str(os.getppid()).encode()
             case b"spin":
-                print("spinning", file=sys.stderr, flush=True)
+                tell("spinning")
                 while True:
                     pass
             case b"sleep":
-                print("sleeping", file=sys.stderr, flush=True)
+                tell("sleeping")
                 time.sleep(3600)
             case b"raise":
                 raise ValueError("as it was told")
@@ -44,20 +48,20 @@ class Echo(reactor.Protocol):
         child = os.fork()
         if child == 0:
             # It must not go on serving, whatever it says.
-            print("child", file=sys.stderr, flush=True)
+            tell("child")
             return b"from the child"
         _, status = os.waitpid(child, 0)
         return b"child ended: %d" % status
 
     def connection_lost(self) -> None:
-        print(f"lost: {self.close_reason}", file=sys.stderr, flush=True)
+        tell(f"lost: {self.close_reason}")
 
 
 class Stubborn(Echo):
     """Does not end when it is asked to."""
 
     def draining(self) -> reactor.Action:
-        print("asked to end", file=sys.stderr, flush=True)
+        tell("asked to end")
         return "continue"
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import PATIENCE_S, SERVE, Client, Program, ask
 
 from erlang.reactor.server import Server
+from programs import PATIENCE_S, SERVE, Client, Program, ask
 
 COMMAND = ("-m", "erlang.reactor")
 

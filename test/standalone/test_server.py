@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import PATIENCE_S, Client, Program, ask
-from protocols import Echo, Stubborn, Unmakable
 
 import erlang
 import erlang.reactor as reactor
 from erlang.reactor.server import Reactor, Server
+from programs import PATIENCE_S, Client, Program, ask
+from protocols import Echo, Stubborn, Unmakable
 
 
 def until(fact: Callable[[], object]) -> None:

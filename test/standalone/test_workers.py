@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from programs import PATIENCE_S, SERVE, Client, Program, ask, is_gone
 
 
@@ -32,7 +33,12 @@ def until(what: str, fact: Callable[[], object]) -> None:
 def pids(address: Any, count: int) -> set[int]:
     """The processes of all workers: connections are spread by chance."""
     found: set[int] = set()
-    until(f"{count} workers", lambda: found.add(int(ask(address, b"pid"))) or len(found) == count)
+
+    def all_have_answered() -> bool:
+        found.add(int(ask(address, b"pid")))
+        return len(found) == count
+
+    until(f"{count} workers", all_have_answered)
     return found
 
 
