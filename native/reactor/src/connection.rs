@@ -159,8 +159,8 @@ impl<C, S> Connection<C, S> {
         self.had_its_say = true;
         self.looked_idle = false;
         self.owner().count(|counters| {
-            counters.reads.add(1);
-            counters.bytes_in.add(bytes as u64);
+            counters.reads.raise(1);
+            counters.bytes_in.raise(bytes as u64);
         });
     }
 
@@ -220,6 +220,23 @@ impl<C, S> Connection<C, S> {
     fn first_byte_due(&self) -> Option<Instant> {
         let awaited = self.closes_when_idle && !self.had_its_say && !self.eof;
         self.born.checked_add(FIRST_BYTE).filter(|_| awaited)
+    }
+
+    /// Whether all that is left to do is to wait for data, as after nearly every step: the poller
+    /// watches it, and nothing is wished for, limited, or about to be sent.
+    pub(crate) fn just_waits(&self) -> bool {
+        let owner = self.owner();
+        self.state == State::Reading
+            && matches!(self.watch, Watch::Poller { .. })
+            && !owner.is_asked()
+            && !owner.has_output()
+            && !(self.readable || self.eof || self.queued || self.reading_held || self.flooded)
+            && !self.unparkable
+            && !self.closes_when_idle
+            && self.stalled_since.is_none()
+            && self.timeout_at.is_none()
+            // One that is entered stays as it is: a byte only puts the deadline off.
+            && (self.timer_at.is_some() || self.deadline().is_none())
     }
 
     /// Whether neither the engine reads nor the protocol writes, because somebody wants it so.
@@ -451,5 +468,139 @@ impl<C, S> Slots<C, S> {
         self.get(slot)
             .and_then(|connection| connection.silence.as_mut())
             .expect("a neighbour stands in the list itself")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::{Arc, Connection, Descriptor, Instant, Key, Kind, Place, Slots};
+    use crate::inbox::Inbox;
+    use crate::poller::Poller;
+    use crate::wire::Wire;
+
+    const ROOM: u32 = 8;
+
+    /// What may happen to the slot of this number, taken modulo [`ROOM`].
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Fill,
+        Skip,
+        Remove(u32),
+        FallSilent(u32),
+        Forget(u32),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let slot = 0..ROOM;
+        prop_oneof![
+            3 => Just(Step::Fill),
+            1 => Just(Step::Skip),
+            2 => slot.clone().prop_map(Step::Remove),
+            4 => slot.clone().prop_map(Step::FallSilent),
+            2 => slot.prop_map(Step::Forget),
+        ]
+    }
+
+    /// The slots beside the two lists that they stand for.
+    struct Twin {
+        slots: Slots<u32, ()>,
+        /// Those that are used, with their keys and users.
+        used: Vec<(Key, u32)>,
+        /// The silent ones, the most silent first.
+        silent: Vec<u32>,
+        given_out: HashSet<Key>,
+        start: Instant,
+    }
+
+    impl Twin {
+        fn play(&mut self, number: u32, step: Step, place: Place) {
+            match step {
+                Step::Fill if self.used.len() < ROOM as usize => {
+                    let key = self.new_key();
+                    let wire = Arc::new(Wire::new(false));
+                    let descriptor = Descriptor::simulated(wire, Kind::Tcp, None);
+                    let connection = Connection::new(descriptor, number, place, self.start);
+                    self.slots.fill(key, connection);
+                    self.used.push((key, number));
+                }
+                Step::Skip if self.used.len() < ROOM as usize => {
+                    let key = self.new_key();
+                    self.slots.skip(key);
+                }
+                Step::Remove(slot) => {
+                    let removed = self.slots.remove(slot).map(|connection| connection.user);
+                    let known = self.used.iter().position(|(key, _)| key.slot == slot);
+                    assert_eq!(removed, known.map(|at| self.used.swap_remove(at).1));
+                    self.silent.retain(|silent| *silent != slot);
+                }
+                Step::FallSilent(slot) if self.is_used(slot) => {
+                    let now = self.start + Duration::from_millis(number.into());
+                    self.slots.fell_silent(slot, now);
+                    self.silent.retain(|silent| *silent != slot);
+                    self.silent.push(slot);
+                }
+                Step::Forget(slot) => {
+                    self.slots.forget_silence(slot);
+                    self.silent.retain(|silent| *silent != slot);
+                }
+                Step::Fill | Step::Skip | Step::FallSilent(_) => {}
+            }
+        }
+
+        fn new_key(&mut self) -> Key {
+            let key = self.slots.next_key();
+            assert!(self.given_out.insert(key), "a key was given out twice");
+            assert!(!self.is_used(key.slot));
+            key
+        }
+
+        fn is_used(&self, slot: u32) -> bool {
+            self.used.iter().any(|(key, _)| key.slot == slot)
+        }
+
+        fn compare(&mut self) {
+            assert_eq!(self.slots.used(), self.used.len());
+            for key in &self.given_out {
+                let user = self.slots.find(*key).map(|connection| connection.user);
+                let known = self.used.iter().find(|(used, _)| used == key);
+                assert_eq!(user, known.map(|(_, user)| *user));
+            }
+            assert_eq!(self.slots.most_silent(), self.silent.first().copied());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn slots_are_what_they_stand_for(steps in prop::collection::vec(step(), 0..100)) {
+            let (_poller, waker) = Poller::new().expect("a poller");
+            let (_door, inbox) = Inbox::<()>::new(waker, 2 * ROOM as usize, Arc::default()).expect("an inbox");
+            let mut twin = Twin {
+                slots: Slots::new(),
+                used: Vec::new(),
+                silent: Vec::new(),
+                given_out: HashSet::new(),
+                start: Instant::now(),
+            };
+            for (number, step) in (0..).zip(steps) {
+                let place = Place::take(&inbox.mailbox).expect("room");
+                twin.play(number, step, place);
+                twin.compare();
+            }
+            // The whole order, from its old end.
+            let order: Vec<u32> = std::iter::from_fn(|| {
+                let slot = twin.slots.most_silent()?;
+                twin.slots.forget_silence(slot);
+                Some(slot)
+            })
+            .collect();
+            prop_assert_eq!(order, twin.silent);
+            drop(twin.slots);
+            prop_assert_eq!(inbox.mailbox.counters().active.get(), 0, "a place is not given back");
+        }
     }
 }

@@ -155,5 +155,38 @@ mod tests {
             }
             prop_assert_eq!(retired, usize::from(state == State::Closed));
         }
+
+        #[test]
+        fn a_walk_ends_where_its_words_lead(walk in prop::collection::vec(0usize..8, 0..64)) {
+            let inputs = inputs();
+            let walk: Vec<Input> = walk.into_iter().map(|step| inputs[step]).collect();
+            let end = walk.iter().fold(State::Reading, |state, input| state.on(*input).0);
+            prop_assert_eq!(end, destination(&walk));
+        }
+    }
+
+    /// The same without a table: the end of a connection first of all, then what was said last.
+    fn destination(walk: &[Input]) -> State {
+        let act = |action| move |input: &Input| *input == Input::Act(action);
+        let closing = walk.iter().position(act(Action::Close));
+        let over = walk.iter().enumerate().any(|(at, input)| match input {
+            Input::Lost | Input::Act(Action::Abort) => true,
+            Input::Flushed => closing.is_some_and(|closing| closing < at),
+            Input::Act(_) => false,
+        });
+        if over {
+            return State::Closed;
+        }
+        if closing.is_some() {
+            return State::Closing;
+        }
+        let telling = |input: &Input| !act(Action::Continue)(input) && *input != Input::Flushed;
+        let last = walk.iter().rposition(telling);
+        let flushed = walk.iter().rposition(|input| *input == Input::Flushed);
+        match last.map(|at| walk[at]) {
+            Some(Input::Act(Action::WritePending)) if flushed < last => State::Writing,
+            Some(Input::Act(Action::Pause)) => State::Paused,
+            _ => State::Reading,
+        }
     }
 }

@@ -57,6 +57,8 @@ impl Timers {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use proptest::prelude::*;
+
     use super::{SPARE_ENTRIES, Timers};
     use crate::inbox::Key;
 
@@ -91,5 +93,31 @@ mod tests {
             timers.tidy(1, |_, key| key.slot == slot);
         }
         assert!(timers.heap.len() <= SPARE_ENTRIES + 2);
+    }
+
+    proptest! {
+        /// Each step enters a deadline so many milliseconds from now, or lets some go by.
+        #[test]
+        fn nothing_is_due_early_late_or_twice(
+            steps in prop::collection::vec((any::<bool>(), 0u64..50), 0..200)
+        ) {
+            let mut now = Instant::now();
+            let mut timers = Timers::default();
+            let mut awaited = Vec::new();
+            for (number, (enters, ms)) in (0..).zip(steps) {
+                if enters {
+                    let at = now + Duration::from_millis(ms);
+                    timers.enter(at, key(number));
+                    awaited.push((at, key(number)));
+                } else {
+                    now += Duration::from_millis(ms);
+                    awaited.sort_unstable();
+                    let later = awaited.split_off(awaited.partition_point(|(at, _)| *at <= now));
+                    let due: Vec<_> = std::iter::from_fn(|| timers.take_due(now)).collect();
+                    prop_assert_eq!(due, std::mem::replace(&mut awaited, later));
+                }
+                prop_assert_eq!(timers.next(), awaited.iter().map(|(at, _)| *at).min());
+            }
+        }
     }
 }
