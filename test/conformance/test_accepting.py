@@ -211,7 +211,7 @@ def test_a_port_that_is_taken_is_an_error(serve: Serve) -> None:
     [
         ("max_connections", -1),
         ("idle_timeout", -1),
-        ("idle_timeout", 1.5),
+        ("idle_timeout", "1"),
         ("handshake_timeout", -1),
         ("write_timeout", "soon"),
         ("high_water", 0),
