@@ -233,6 +233,8 @@ pub struct Owner {
     sent: AtomicU64,
     /// It closes or is closed.
     over: AtomicBool,
+    /// It is closed.
+    ended: AtomicBool,
     /// `None` once they were told.
     watchers: Mutex<Option<Vec<Box<dyn Watcher>>>>,
 }
@@ -264,6 +266,7 @@ impl Owner {
             overrun: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             over: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             watchers: Mutex::new(Some(Vec::new())),
         }
     }
@@ -273,8 +276,11 @@ impl Owner {
     /// for one that is running.
     ///
     /// # Errors
-    /// The channel is full or the worker has ended.
+    /// The connection is over, the channel is full, or the worker has ended.
     pub fn resume(&self, action: Action) -> Result<(), SendError> {
+        if self.ended.load(Ordering::Acquire) || self.mailbox.is_stopping() {
+            return Err(SendError::Closed);
+        }
         let wish = match action {
             Action::Close => &self.wishes.close,
             Action::Abort => &self.wishes.abort,
@@ -282,9 +288,6 @@ impl Owner {
                 return self.mailbox.resume(self.key, action);
             }
         };
-        if self.mailbox.is_stopping() {
-            return Err(SendError::Closed);
-        }
         self.wish_for_end(wish);
         Ok(())
     }
@@ -447,9 +450,15 @@ impl Owner {
         self.over.store(true, Ordering::Release);
     }
 
+    /// From here on it cannot be resumed either: its loss is being told.
+    pub(crate) fn is_lost(&self) {
+        self.is_ending();
+        self.ended.store(true, Ordering::Release);
+    }
+
     /// It is over: tells everybody who wants to know.
     pub(crate) fn has_ended(&self, reason: Reason) {
-        self.is_ending();
+        self.is_lost();
         let watchers = self.watchers.lock().take();
         for watcher in watchers.into_iter().flatten() {
             watcher.ended(reason);
