@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 import erlang.reactor as reactor
@@ -10,7 +11,8 @@ import erlang.reactor as reactor
 
 def tell(text: str) -> None:
     """In one piece: several processes write there."""
-    os.write(2, f"{text}\n".encode())
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 class Echo(reactor.Protocol):

@@ -58,7 +58,7 @@ def test_ctrl_c_twice(programs: list[Program], folder: Path) -> None:
         assert client.asks(b"hello") == b"hello"
         started.interrupt_group()
         started.says("asked to end")
-        started.interrupt_group()
+        started.insist(signal.SIGINT)
         assert client.hears() == b""
     assert started.ends() == 0
 

@@ -439,9 +439,33 @@ def test_the_second_signal_ends_it_at_once(programs: list[Program], folder: Path
         started.signal(signal.SIGTERM)
         started.says("asked to end")
         assert client.asks(b"still here") == b"still here"
-        started.signal(signal.SIGINT)
+        started.insist(signal.SIGINT)
         assert client.hears() == b""
     started.says("lost: stopped")
+    assert started.ends() == 0
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(programs: list[Program], folder: Path) -> None:
+    text = f"""
+server = Server(Stubborn, shutdown=None)
+{SAY}
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+def twice():
+    until_read()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+def until_read():
+    while not server.stats()["reads"]:
+        time.sleep(0.001)
+threading.Thread(target=twice).start()
+server.run()
+"""
+    started = program(programs, folder, text)
+    with Client(port(started)) as client:
+        assert client.asks(b"hello") == b"hello"
+        started.says("asked to end")
+        assert client.asks(b"still here") == b"still here"
     assert started.ends() == 0
 
 
@@ -460,7 +484,7 @@ def test_the_second_signal_interrupts_a_callback(
         started.says("ing$")
         started.signal(signal.SIGINT)
         started.says("SIGINT: no more connections")
-        started.signal(signal.SIGINT)
+        started.insist(signal.SIGINT)
         started.says("erlang.Interrupted: SIGINT")
         assert client.hears() == b""
     assert started.ends() == 0

@@ -148,7 +148,7 @@ def test_ctrl_c_once_lets_connections_end_and_twice_closes_them(
         started.says("SIGINT: no more connections")
         started.says("asked to end")
         assert client.asks(b"still here") == b"still here"
-        started.interrupt_group()
+        started.insist(signal.SIGINT)
         started.says("SIGINT again")
         assert client.hears() == b""
     assert started.ends() == 0
@@ -165,7 +165,7 @@ def test_a_worker_that_does_not_end_is_made_to(
         started.says("ing$")
         started.signal(signal.SIGTERM)
         started.says("SIGTERM: ")
-        started.signal(signal.SIGTERM)
+        started.insist(signal.SIGTERM, group=False)
         assert client.hears() == b""
     assert started.ends() == 0
 

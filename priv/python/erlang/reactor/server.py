@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -48,6 +49,10 @@ _INTERRUPT_AFTER_S = 1.0
 
 _MOST_S = 0x7FFFFFFF // 1000
 """The longest time of an option: 24 days, as in Erlang's options."""
+
+SAME_SIGNAL_S = 0.1
+"""A signal that comes again so soon is the same one: ``timeout`` and others send it to a process
+and to the group that this is in."""
 
 _AT_EXIT_S = 5.0
 """So long the end of the program waits for a callback that does not come back."""
@@ -133,7 +138,8 @@ class Reactor:
 
         On the main thread SIGINT and SIGTERM stop it: the first lets the connections end, for
         the `shutdown` time of a server, the second ends them at once and raises
-        `erlang.Interrupted` in the callback that is running. Signals that were ignored stay so;
+        `erlang.Interrupted` in the callback that is running. One that comes again within a tenth
+        of a second is no second one. Signals that were ignored stay so;
         other handlers are called, and what they raise ends the run and is raised here.
 
         Raises:
@@ -377,14 +383,17 @@ class _AskedBySignal:
     def __init__(self, run: _Run, shutdown_s: float) -> None:
         self._run = run
         self._shutdown_s = shutdown_s
-        self._asked = False
+        self._asked_at: float | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if not self._asked:
-            self._asked = True
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
             _log.info("%s: no more connections; those that are open may end", name)
             self._run.stop(self._shutdown_s)
+            return
+        if now - self._asked_at < SAME_SIGNAL_S:
             return
         _log.info("%s again: closing all connections", name)
         self._run.stop(0)
