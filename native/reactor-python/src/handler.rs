@@ -528,6 +528,9 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
                 let protocol = class_name(&connection.protocol.get_type());
                 let traceback = description.traceback.clone();
                 self.report_error(protocol, Some(descriptor), "connection_made", description);
+                if let Some(owner) = descriptor.owner() {
+                    owner.is_refused();
+                }
                 self.end(&connection, descriptor, Reason::Exception);
                 Err(Refusal::Protocol(traceback))
             }

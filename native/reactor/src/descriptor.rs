@@ -128,22 +128,19 @@ impl Identity {
 /// Ends a watch. Called on any thread, once at most.
 type EndWatch = Box<dyn FnOnce() + Send>;
 
-/// What is served, by what the kernel knows of it. The two ends of a pipe differ in nothing but
-/// whether they can be read.
-type Served = (Identity, bool);
-
 /// Descriptor numbers belong to the process, and so does this list of those in use.
 static LIVE: LazyLock<Mutex<HashMap<RawFd, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
 
-/// The same by what they are: a duplicate has another number.
-static SERVED: LazyLock<Mutex<HashMap<Served, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
+/// The same of sockets, by what they are: a duplicate has another number. Pipes and terminals that
+/// were opened twice cannot be told from duplicates.
+static SERVED: LazyLock<Mutex<HashMap<Identity, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
 
 impl Descriptor {
     /// Duplicates `fd`, close-on-exec and non-blocking, into a descriptor of our own.
     ///
     /// # Errors
-    /// `fd` is not open, is of a kind that cannot be served, is served already under whatever
-    /// number (two readers would each get a part of the stream), or the process has no
+    /// `fd` is not open, is of a kind that cannot be served, is a socket that is served already
+    /// under whatever number (two readers would each get a part of the stream), or the process has no
     /// descriptor left.
     pub fn adopt(fd: BorrowedFd<'_>) -> Result<Arc<Self>, AdoptError> {
         let stat = fstat(fd)?;
@@ -154,10 +151,8 @@ impl Descriptor {
         }
         let kind = kind_of(fd, &stat)?;
         let reads = flags_of(&fd)? & OFlag::O_ACCMODE != OFlag::O_WRONLY;
-        // Who opens a terminal again has another descriptor with the same identity.
-        let served = (kind != Kind::Tty).then_some((identity, reads));
         // Before there is a duplicate: it may get the number of one that is gone.
-        if served.is_some_and(Self::is_served) {
+        if kind.is_socket() && Self::is_served(identity) {
             return Err(AdoptError::AlreadyServed);
         }
         let own = fd.try_clone_to_owned().map_err(|error| {
@@ -165,10 +160,10 @@ impl Descriptor {
         })?;
         make_nonblocking(&own)?;
         let descriptor = Self::register(own, kind, reads, identity, false);
-        match served {
-            Some(served) if !descriptor.enter(served) => Err(AdoptError::AlreadyServed),
-            _ => Ok(descriptor),
+        if kind.is_socket() && !descriptor.enter() {
+            return Err(AdoptError::AlreadyServed);
         }
+        Ok(descriptor)
     }
 
     /// Takes a socket of a listener, which is ours already; close-on-exec and non-blocking.
@@ -183,7 +178,7 @@ impl Descriptor {
         let identity = Identity::of(&fstat(&fd)?);
         let descriptor = Self::register(fd, kind, true, identity, true);
         // The kernel has just made it: what has its identity on the list is gone.
-        descriptor.enter((identity, true));
+        descriptor.enter();
         if let Some(peer) = peer {
             // Nobody else knows the descriptor yet.
             let _ = descriptor.far_end.set(peer);
@@ -206,8 +201,8 @@ impl Descriptor {
     }
 
     /// The same of a duplicate, which has another number.
-    fn is_served(served: Served) -> bool {
-        let known = SERVED.lock().get(&served).and_then(Weak::upgrade);
+    fn is_served(identity: Identity) -> bool {
+        let known = SERVED.lock().get(&identity).and_then(Weak::upgrade);
         known.is_some_and(|known| {
             let lives = known.is_still_ours();
             if !lives {
@@ -218,12 +213,12 @@ impl Descriptor {
     }
 
     /// Puts a new descriptor on the list of what is served; false if somebody was faster.
-    fn enter(self: &Arc<Self>, served: Served) -> bool {
+    fn enter(self: &Arc<Self>) -> bool {
         let mut known = SERVED.lock();
-        let other = known.get(&served).and_then(Weak::upgrade);
+        let other = known.get(&self.identity).and_then(Weak::upgrade);
         let free = other.as_ref().is_none_or(|other| other.is_gone());
         if free {
-            known.insert(served, Arc::downgrade(self));
+            known.insert(self.identity, Arc::downgrade(self));
         }
         // Before `other`, which takes the lock again should it be the last to go.
         drop(known);
@@ -780,13 +775,12 @@ impl Drop for Descriptor {
             live.remove(&number);
         }
         drop(live);
-        let served = (self.identity, self.reads);
         let mut known = SERVED.lock();
         if known
-            .get(&served)
+            .get(&self.identity)
             .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self))
         {
-            known.remove(&served);
+            known.remove(&self.identity);
         }
         drop(known);
         if !(listed && !self.is_gone() && self.identity.is_of(&fd)) {

@@ -60,7 +60,7 @@
 //! - Panic: that costs this one connection.
 //!
 //! It may not wait: all connections of one reactor share its thread. Descriptors that no acceptor
-//! made are [registered](Reactor::register): sockets of every kind, pipes, terminals. One that is
+//! made are [registered](Reactor::register): sockets of every kind, pipes, terminals. A socket that is
 //! registered already, under whatever number, is refused. Limits on time and memory stand in
 //! [`Limits`], what is counted in [`Counters`].
 //!

@@ -450,6 +450,12 @@ impl Owner {
         self.over.store(true, Ordering::Release);
     }
 
+    /// It will be refused: from here on nothing is pushed or sent to it. For a handler that tells
+    /// somebody so before [`connected`](crate::Handler::connected) returns.
+    pub fn is_refused(&self) {
+        self.is_lost();
+    }
+
     /// From here on it cannot be resumed either: its loss is being told.
     pub(crate) fn is_lost(&self) {
         self.is_ending();
