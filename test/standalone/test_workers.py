@@ -124,8 +124,9 @@ def test_workers_end_with_a_supervisor_that_dies_while_they_start(
     programs: list[Program], folder: Path
 ) -> None:
     (folder / "slow.py").write_text(
-        "import os, sys, time\n"
-        "print('importing', os.getpid(), file=sys.stderr, flush=True)\n"
+        "import os, time\n"
+        # In one piece: both write to the same pipe.
+        "os.write(2, b'importing %d\\n' % os.getpid())\n"
         "time.sleep(3600)\n"
     )
     started = Program(*SERVE, "slow:X", "--workers", "2", "--port", "0", cwd=folder)
