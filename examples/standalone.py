@@ -11,7 +11,7 @@ from erlang.reactor.server import Server
 
 
 def main(port: int) -> None:
-    server = Server(MyProtocol, "127.0.0.1", port, max_connections=10_000, idle_timeout=60_000)
+    server = Server(MyProtocol, "127.0.0.1", port, max_connections=10_000, idle_timeout=60)
     print("serving on", *server.address, flush=True)
     server.run()
 

@@ -188,9 +188,12 @@ def test_one_that_does_not_listen_cannot() -> None:
         (ValueError, {"max_connections": -1}),
         (TypeError, {"max_connections": 1.5}),
         (ValueError, {"idle_timeout": 0}),
-        (TypeError, {"idle_timeout": 0.5}),
+        (TypeError, {"idle_timeout": "1"}),
+        (TypeError, {"idle_timeout": True}),
+        (ValueError, {"idle_timeout": float("nan")}),
         (ValueError, {"handshake_timeout": 0}),
         (ValueError, {"write_timeout": 1 << 31}),
+        (ValueError, {"write_timeout": float("inf")}),
         (ValueError, {"high_water": 0}),
         (ValueError, {"high_water": 10, "low_water": 10}),
         (ValueError, {"slow_consumer": "wait"}),
@@ -288,7 +291,7 @@ def test_a_logging_handler_that_fails_stops_nothing(
 
 
 def test_limits_are_those_of_listeners() -> None:
-    with Server(Echo, idle_timeout=1) as server, Client(server.address) as client:
+    with Server(Echo, idle_timeout=0.001) as server, Client(server.address) as client:
         assert client.hears() == b""
         until(lambda: server.stats()["closed_by"]["idle_timeout"] == 1)
 

@@ -181,6 +181,10 @@ impl<O: Send + 'static> Server<O> {
         let far = Duration::from_secs(60 * 60 * 24 * 365);
         let deadline = Instant::now() + within.min(far);
         life.deadline = Some(life.deadline.map_or(deadline, |set| set.min(deadline)));
+        // Under the lock, as the end of a run sets it back. Who has no time to end is not asked to.
+        if !within.is_zero() {
+            self.service.set_stage(Stage::Draining);
+        }
         // A run that has yet to begin closes it.
         let acceptor = if life.runs {
             life.acceptor.take()
@@ -195,14 +199,12 @@ impl<O: Send + 'static> Server<O> {
         door.mailbox().review();
     }
 
-    /// Listens no more, and asks the connections to end.
+    /// Listens no more.
     fn close(&self, acceptor: &Acceptor, door: &Door<O>) {
         if !acceptor.is_shared() {
             self.let_in(acceptor, door);
         }
         acceptor.shut();
-        self.service.set_stage(Stage::Draining);
-        door.mailbox().review();
     }
 
     /// Accepts those who wait in the backlog: no more than it holds, for others may come without
@@ -353,7 +355,9 @@ impl<'a, O: Send + 'static> Run<'a, O> {
             (deadline, life.acceptor.take())
         };
         if let Some(acceptor) = acceptor {
+            // It was stopped before it ran.
             self.server.close(&acceptor, door);
+            door.mailbox().review();
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if self.server.service.active() == 0 || left.is_zero() {

@@ -21,8 +21,16 @@ _servers: dict[str, Reactor] = {}
 
 
 def serve(name: str, options: dict[str, Any]) -> Any:
-    """Where a new server listens: a port on the loopback address, or a path."""
-    server = Server(getattr(told, name), **options)
+    """Where a new server listens: a port on the loopback address, or a path.
+
+    :param options: as Erlang has them, which counts milliseconds.
+    """
+    times = {
+        option: value / 1000
+        for option, value in options.items()
+        if option.endswith("_timeout") and isinstance(value, int)
+    }
+    server = Server(getattr(told, name), **{**options, **times})
     _servers[name] = server
     server.start()
     return server.address[0] if "unix" in options else server.address[1]

@@ -45,7 +45,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._shutdown_s = settings.shutdown / 1000
+        self._shutdown_s = settings.shutdown
         self._processes: list[_Process] = []
         self._last_generation = self._generation = 1
         self._serving = 0

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import _erlang
 from erlang.reactor import Action, Protocol, ProtocolFactory, SlowConsumer
+from erlang.reactor.server import milliseconds
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12
@@ -75,7 +76,7 @@ class Simulation:
 
     Args:
         factory: what makes the protocols.
-        idle_timeout: milliseconds, as all of these are; None for ever. The limits are those of a
+        idle_timeout: seconds, as all of these are; None for ever. The limits are those of a
             listener, with its defaults.
         handshake_timeout: the longest time until a callback says more than ``continue``.
         write_timeout: the longest time in which the peer takes nothing.
@@ -91,9 +92,9 @@ class Simulation:
         self,
         factory: ProtocolFactory,
         *,
-        idle_timeout: int | None = None,
-        handshake_timeout: int | None = None,
-        write_timeout: int | None = 60_000,
+        idle_timeout: float | None = None,
+        handshake_timeout: float | None = None,
+        write_timeout: float | None = 60.0,
         high_water: int = 65_536,
         low_water: int | None = None,
         slow_consumer: Policy = ("buffer", 1024),
@@ -102,9 +103,6 @@ class Simulation:
             low_water = min(16_384, high_water // 2)
         if not 0 <= low_water < high_water:
             raise ValueError(f"low_water is 0 to {high_water - 1}, not {low_water}")
-        for limit in (idle_timeout, handshake_timeout, write_timeout):
-            if limit is not None and limit < 1:
-                raise ValueError(f"a timeout is 1 millisecond or more, or None, not {limit}")
         policy = (slow_consumer, None) if isinstance(slow_consumer, str) else slow_consumer
         self._calls: list[tuple[int, str, tuple[Any, ...], Action | None]] = []
         self._errors: list[BaseException] = []
@@ -118,9 +116,9 @@ class Simulation:
             _keeping(factory, self._made),
             self._calls,
             self._errors,
-            idle_timeout,
-            handshake_timeout,
-            write_timeout,
+            milliseconds("idle_timeout", idle_timeout),
+            milliseconds("handshake_timeout", handshake_timeout),
+            milliseconds("write_timeout", write_timeout),
             high_water,
             low_water,
             policy,
@@ -437,9 +435,9 @@ def drive(
     type: Kind = "tcp",
     peer: tuple[str, int] | None = PEER,
     info: Mapping[str, Any] | None = None,
-    idle_timeout: int | None = None,
-    handshake_timeout: int | None = None,
-    write_timeout: int | None = 60_000,
+    idle_timeout: float | None = None,
+    handshake_timeout: float | None = None,
+    write_timeout: float | None = 60.0,
     high_water: int = 65_536,
     low_water: int | None = None,
     slow_consumer: Policy = ("buffer", 1024),
