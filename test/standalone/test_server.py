@@ -602,7 +602,8 @@ while not server.stats()["reads"]:
     with Client(port(started)) as client:
         assert client.asks(b"hello") == b"hello"
         assert client.hears() == b""
-    started.says("lost: stopped")
+    # As it has nothing to do it may go on its own accord.
+    started.says("lost: (drained|stopped)")
     assert started.ends() == 0
 
 
