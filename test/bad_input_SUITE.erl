@@ -503,7 +503,7 @@ functions_for_driving_by_hand_are_harmless_in_callbacks(Config) ->
                 ByHand ++
                     [
                         {<<"get">>, <<"False">>},
-                        {<<"resume">>, <<"True">>},
+                        {<<"resume">>, <<"False">>},
                         {<<"close">>, <<"ValueError">>}
                     ]
             ),

@@ -94,6 +94,7 @@ groups() ->
             python_of_another_version_is_refused,
             python_that_cannot_run_is_refused,
             virtual_environment_is_used,
+            our_package_wins_over_an_installed_wheel,
             library_survives_load_file,
             library_survives_delete_and_purge
         ]},
@@ -959,6 +960,34 @@ virtual_environment_is_used(Config) ->
     ],
     Setting = "-py_reactor python '\"" ++ Folder ++ "\"'",
     ?assertEqual({0, Folder}, node(Setting, Code, [])).
+
+%% A wheel of another version, which a `.pth' file imports while Python starts.
+our_package_wins_over_an_installed_wheel(Config) ->
+    Folder = filename:join(?config(priv_dir, Config), "wheel"),
+    ok = py:exec(io_lib:format(
+        "import pathlib, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'venv', '--without-pip', '~ts'], check=True)\n"
+        "packages, = pathlib.Path('~ts').glob('lib/python3*/site-packages')\n"
+        "(packages / 'py_reactor-9.9.9.dist-info').mkdir()\n"
+        "for name in ('erlang', '_erlang', 'erlang/reactor'):\n"
+        "    (packages / name).mkdir()\n"
+        "    (packages / name / '__init__.py').write_text('import _erlang\\nwheel = True\\n')\n"
+        "(packages / 'eager.pth').write_text('import erlang.reactor\\n')\n",
+        [Folder, Folder]
+    )),
+    Code =
+        "{ok, _} = application:ensure_all_started(py_reactor),"
+        "{ok, Names} = py:eval(\"[hasattr(__import__(m), 'wheel') for m in ('erlang', '_erlang', 'erlang.reactor')]\"),"
+        "{error, {<<\"RuntimeError\">>, Text, _}} = py:exec(\"from erlang.reactor.server import *; Server(type('P', (__import__('erlang.reactor').reactor.Protocol,), {}))\"),"
+        "io:format(\"~p ~ts\", [Names, Text]), halt(0).",
+    {0, Output} = node("", Code, [{"PY_REACTOR_PYTHON", Folder}]),
+    ?assertMatch({match, _}, re:run(Output, "\\[false,false,false\\] inside the Erlang VM")),
+    {match, [[Installed, Own]]} = re:run(
+        Output, "py_reactor (\\S+) is installed in \\S+, but this is py_reactor (\\S+)",
+        [global, {capture, all_but_first, list}]
+    ),
+    {ok, Version} = application:get_key(py_reactor, vsn),
+    ?assertEqual({"9.9.9", Version}, {Installed, Own}).
 
 library_survives_load_file(_Config) ->
     ok = py:exec("kept = 'through load_file'"),

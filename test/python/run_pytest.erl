@@ -26,7 +26,7 @@ main(Arguments) ->
             return code
     ">>),
     Plugin = ["-p", "erlang.reactor.pytest_plugin"],
-    Binaries = [unicode:characters_to_binary(A) || A <- Plugin ++ ["test/python" | Arguments]],
+    Binaries = [unicode:characters_to_binary(A) || A <- Plugin ++ ["test/python", "examples" | Arguments]],
     case py:call('__main__', run_pytest, [Binaries], #{}, ?TIMEOUT_MS) of
         {ok, Code} ->
             halt(Code);

@@ -160,7 +160,7 @@ def test_what_follows_a_refused_request_is_not_looked_at(drive: StartDrive) -> N
 )
 @settings(deadline=None)
 def test_no_client_breaks_it(garbage: list[bytes], size: int, seconds: float) -> None:
-    with testing.drive(Dashboard, write_timeout=1000) as wire:
+    with testing.drive(Dashboard, write_timeout=1) as wire:
         wire.accept(size)
         wire.send(GET % b"/nowhere", *garbage, GET % b"/")
         wire.advance(seconds)

@@ -70,14 +70,14 @@ def test_an_echo_that_nobody_reads_stops_reading(drive: StartDrive) -> None:
 
 
 def test_whole_messages_come_back_whole(drive: StartDrive) -> None:
-    wire = drive(proof_protocols.Whole, handshake_timeout=1000)
+    wire = drive(proof_protocols.Whole, handshake_timeout=1)
     wire.send(bytes(63))
     assert wire.actions[-1] == "continue"
     wire.send(bytes(66))
     assert wire.received == bytes(128)
     wire.advance(2)
     assert not wire.closed
-    slow = drive(proof_protocols.Whole, handshake_timeout=1000)
+    slow = drive(proof_protocols.Whole, handshake_timeout=1)
     slow.send(bytes(63))
     slow.advance(1)
     assert slow.reason == "handshake_timeout"

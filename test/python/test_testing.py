@@ -189,7 +189,7 @@ def test_time_moves_when_it_is_moved(drive: StartDrive) -> None:
     [("idle_timeout", b""), ("handshake_timeout", b""), ("write_timeout", b"stuck")],
 )
 def test_limits_are_those_of_a_listener(drive: StartDrive, limit: str, before: bytes) -> None:
-    wire = drive(Echo, **{limit: 1500})
+    wire = drive(Echo, **{limit: 1.5})
     wire.block()
     if before:
         wire.send(before)

@@ -7,9 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from programs import Program
 
 PATIENCE_S = 30.0
@@ -20,8 +22,12 @@ def _descriptors() -> int:
 
 
 def _children() -> list[str]:
-    tasks = Path("/proc/self/task")
-    return [pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+    found: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        # A thread may end meanwhile; its children are then those of another one.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += (task / "children").read_text().split()
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
+from signal import Signals
 from typing import Any
+
+from erlang.reactor.server import SAME_SIGNAL_S
 
 PATIENCE_S = 30.0
 
@@ -70,8 +74,17 @@ class Program:
         found = self.says(r"serving \S+ on \[?([^\]]+?)\]?:(\d+), process (\d+)")
         return found[1], int(found[2])
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         self.popen.send_signal(number)
+
+    def insist(self, number: Signals, group: bool = True) -> None:
+        """Send a second signal, as a rule to the whole group, to a program that has heard the
+        first: one that comes again at once would be taken for the same."""
+        time.sleep(2 * SAME_SIGNAL_S)
+        if group:
+            os.killpg(self.popen.pid, number)
+        else:
+            self.popen.send_signal(number)
 
     def interrupt_group(self) -> None:
         """As Ctrl-C on a terminal does."""
@@ -97,7 +110,11 @@ class Client:
         if isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(PATIENCE_S)
-            self.socket.connect(address)
+            try:
+                self.socket.connect(address)
+            except OSError:
+                self.socket.close()
+                raise
         else:
             self.socket = socket.create_connection(address[:2], PATIENCE_S)
 

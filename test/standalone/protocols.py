@@ -9,6 +9,12 @@ import time
 import erlang.reactor as reactor
 
 
+def tell(text: str) -> None:
+    """In one piece: several processes write there."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 class Echo(reactor.Protocol):
     """Sends back what comes, and obeys a few words."""
 
@@ -24,11 +30,11 @@ class Echo(reactor.Protocol):
             case b"parent":
                 return str(os.getppid()).encode()
             case b"spin":
-                print("spinning", file=sys.stderr, flush=True)
+                tell("spinning")
                 while True:
                     pass
             case b"sleep":
-                print("sleeping", file=sys.stderr, flush=True)
+                tell("sleeping")
                 time.sleep(3600)
             case b"raise":
                 raise ValueError("as it was told")
@@ -44,20 +50,20 @@ class Echo(reactor.Protocol):
         child = os.fork()
         if child == 0:
             # It must not go on serving, whatever it says.
-            print("child", file=sys.stderr, flush=True)
+            tell("child")
             return b"from the child"
         _, status = os.waitpid(child, 0)
         return b"child ended: %d" % status
 
     def connection_lost(self) -> None:
-        print(f"lost: {self.close_reason}", file=sys.stderr, flush=True)
+        tell(f"lost: {self.close_reason}")
 
 
 class Stubborn(Echo):
     """Does not end when it is asked to."""
 
     def draining(self) -> reactor.Action:
-        print("asked to end", file=sys.stderr, flush=True)
+        tell("asked to end")
         return "continue"
 
 

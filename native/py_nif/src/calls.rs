@@ -236,7 +236,7 @@ impl Runner {
             self.outcome(py, &call.work, result)
         };
         let caught = || catch_unwind(AssertUnwindSafe(job));
-        match self.activity.watch(py, caught) {
+        match self.activity.watch(py, None, caught).0 {
             Ok(outcome) => report(call.ticket, outcome),
             Err(_) => {
                 let text = format!("a panic in {:?}", call.work);

@@ -219,7 +219,7 @@ impl Listener {
         &self.service
     }
 
-    pub(crate) fn counters(&self) -> &Counters {
+    pub(crate) fn counters(&self) -> Counters {
         self.service.counters()
     }
 
@@ -333,7 +333,7 @@ impl Listener {
                 Err((_, opening, admission)) => refused = (opening, admission),
             }
         }
-        self.counters().refused.add(1);
+        self.service.refused();
     }
 }
 

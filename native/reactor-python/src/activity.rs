@@ -17,8 +17,9 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -31,11 +32,10 @@ use crate::stack::{self, Frame};
 /// What one Python thread is doing. Only that thread runs jobs; any thread may look, and any
 /// thread that is attached may interrupt.
 pub struct Activity {
-    created: Instant,
     thread: AtomicU64,
     /// The same thread, as Rust knows it.
     sleeper: OnceLock<Thread>,
-    /// When the last job began, in nanoseconds after `created`.
+    /// When the last job began, by the clock of [`monotonic_nanos`].
     began: AtomicU64,
     /// The number of the last job that began.
     last: AtomicU64,
@@ -98,6 +98,19 @@ impl Place {
     }
 }
 
+/// When a job began and when it ended, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    began: u64,
+    ended: u64,
+}
+
+impl Span {
+    pub(crate) const fn nanos(self) -> u64 {
+        self.ended.saturating_sub(self.began)
+    }
+}
+
 /// A job that runs, seen with the GIL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
@@ -122,7 +135,6 @@ impl Look {
 impl Default for Activity {
     fn default() -> Self {
         Self {
-            created: Instant::now(),
             thread: AtomicU64::default(),
             sleeper: OnceLock::new(),
             began: AtomicU64::default(),
@@ -260,15 +272,20 @@ impl Activity {
     }
 
     /// The time since the last job began.
-    #[must_use]
-    pub fn elapsed(&self) -> Duration {
-        let began = Duration::from_nanos(self.began.load(Ordering::Acquire));
-        self.created.elapsed().saturating_sub(began)
+    fn elapsed(&self) -> Duration {
+        Duration::from_nanos(monotonic_nanos().saturating_sub(self.began.load(Ordering::Acquire)))
     }
 
-    /// Runs a job that may be interrupted.
-    pub fn watch<T>(&self, py: Python<'_>, job: impl FnOnce() -> T) -> T {
-        self.began.store(self.now(), Ordering::Release);
+    /// Runs a job that may be interrupted. One that follows another `at once` is taken to begin
+    /// when that ended: to ask for the time costs as much as a small callback does.
+    pub fn watch<T>(
+        &self,
+        py: Python<'_>,
+        at_once: Option<Span>,
+        job: impl FnOnce() -> T,
+    ) -> (T, Span) {
+        let began = at_once.map_or_else(monotonic_nanos, |span| span.ended);
+        self.began.store(began, Ordering::Release);
         self.last.store(self.next_job(), Ordering::Release);
         self.running.store(true, Ordering::Release);
         if self.awaited.load(Ordering::Relaxed) {
@@ -279,13 +296,8 @@ impl Activity {
         if self.interrupted.load(Ordering::Acquire) {
             self.take_back(py);
         }
-        result
-    }
-
-    // The nanoseconds of five centuries fit.
-    #[allow(clippy::cast_possible_truncation)]
-    fn now(&self) -> u64 {
-        self.created.elapsed().as_nanos() as u64
+        let ended = monotonic_nanos();
+        (result, Span { began, ended })
     }
 
     #[cold]
@@ -315,6 +327,15 @@ impl Activity {
     fn ident(&self) -> c_long {
         self.thread.load(Ordering::Acquire) as c_long
     }
+}
+
+/// Nanoseconds of a clock that is never set. Like `std::time::Instant`, without its arithmetic.
+// Five centuries fit; a clock that is there does not fail.
+#[allow(clippy::cast_sign_loss)]
+fn monotonic_nanos() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+    })
 }
 
 /// Between callbacks again, also after a panic. Declared after the subject, it is dropped before.

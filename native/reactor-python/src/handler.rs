@@ -6,14 +6,13 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString, PyTuple};
 use reactor::{Action, Counters, Descriptor, Flushed, Handler, Payload, Reason, Verdict};
 
-use crate::activity::Activity;
+use crate::activity::{Activity, Span};
 use crate::buffer;
 use crate::exception::{Description, class_name, describe};
 use crate::handle;
@@ -67,6 +66,10 @@ pub struct Report {
 /// What the handler needs of the process around it. All calls come on the worker; none may
 /// wait.
 pub trait Surroundings: Sync {
+    /// Whether each call is [noted](Self::note). It is known when the program is compiled, so
+    /// that it costs nothing where nobody takes notes.
+    const TAKES_NOTES: bool = false;
+
     /// A callback failed.
     fn report(&self, report: Report);
 
@@ -75,10 +78,6 @@ pub trait Surroundings: Sync {
 
     /// The worker is about to sleep and has let the GIL go.
     fn resting(&self);
-
-    /// Whether each call is [noted](Self::note). It is known when the program is compiled, so
-    /// that it costs nothing where nobody takes notes.
-    const TAKES_NOTES: bool = false;
 
     /// A callback has been called with these arguments, and the engine got this action; None if
     /// the callback failed, and of `connection_lost`.
@@ -95,6 +94,8 @@ pub struct Connection<'py> {
     sends_natively: bool,
     /// `datagram_received` is overridden.
     takes_datagrams: bool,
+    /// To look for `write_buffer` runs none of the user's code.
+    buffers_plainly: bool,
 }
 
 /// Calls Python protocols for an engine.
@@ -109,6 +110,8 @@ pub struct PythonHandler<'py, S> {
     activity: Arc<Activity>,
     /// The last answer was None, with nothing to write.
     said_nothing: Cell<bool>,
+    /// The last callback since the worker slept, and the number of its descriptor.
+    last: Cell<Option<(i32, Span)>>,
     surroundings: S,
 }
 
@@ -133,6 +136,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             counters,
             activity,
             said_nothing: Cell::new(false),
+            last: Cell::new(None),
             surroundings,
         })
     }
@@ -147,17 +151,36 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     /// Runs one event: a callback, and all that may be the user's code around it, like the
     /// `__repr__` of a wrong answer or a `write_buffer` that is a property. All of it can be
     /// interrupted.
-    fn watch<T>(&self, event: impl FnOnce() -> T) -> T {
-        let result = self.activity.watch(self.py, event);
+    fn watch<T>(&self, at_once: Option<Span>, event: impl FnOnce() -> T) -> (T, Span) {
+        let (result, span) = self.activity.watch(self.py, at_once, event);
         self.surroundings.callback_returned();
-        result
+        (result, span)
     }
 
     /// The same of a call into the protocol of a connection, which is counted.
     fn call_in<T>(&self, descriptor: &Descriptor, event: impl FnOnce() -> T) -> T {
-        let result = self.watch(event);
-        count_call(descriptor, self.activity.elapsed());
+        self.count_call(descriptor, None, event)
+    }
+
+    fn count_call<T>(
+        &self,
+        descriptor: &Descriptor,
+        at_once: Option<Span>,
+        event: impl FnOnce() -> T,
+    ) -> T {
+        let (result, span) = self.watch(at_once, event);
+        self.last.set(Some((descriptor.number(), span)));
+        if let Some(owner) = descriptor.owner() {
+            owner.count(|counters| counters.count_callback(span.nanos()));
+        }
         result
+    }
+
+    /// The callback before, if it was one of the same connection, and the worker has not slept
+    /// since.
+    fn just_before(&self, descriptor: &Descriptor) -> Option<Span> {
+        let (number, span) = self.last.take()?;
+        (number == descriptor.number()).then_some(span)
     }
 
     /// What makes the protocol of a new connection.
@@ -200,6 +223,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         Ok(Connection {
             sends_natively: names.inherits(&protocol, Callback::WriteReady),
             takes_datagrams: !names.inherits(&protocol, Callback::DatagramReceived),
+            buffers_plainly: names.buffers_plainly(&protocol),
             protocol,
         })
     }
@@ -262,23 +286,48 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
             + IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>>
             + Clone,
     {
-        let protocol = &connection.protocol;
         let name = self.names.of(callback);
         let noted = S::TAKES_NOTES.then(|| arguments.clone());
-        let verdict = self
-            .activity
-            .during(Some(callback), protocol, descriptor, || {
-                protocol.call_method1(name, arguments)
-            })
-            .and_then(|word| self.action(connection, callback, &word))
-            .map_err(|error| {
-                self.report_failure(connection, descriptor, callback.name(), &error);
-                Reason::Exception
-            });
+        let verdict = self.answer(connection, descriptor, callback, || {
+            connection.protocol.call_method1(name, arguments)
+        });
         if let Some(arguments) = noted {
             self.note(descriptor, callback, arguments, verdict.ok());
         }
         verdict
+    }
+
+    /// The same of a method without arguments, for which Python has a way of its own.
+    fn call_alone(
+        &self,
+        connection: &Connection<'py>,
+        descriptor: &Descriptor,
+        callback: Callback,
+    ) -> Verdict {
+        let name = self.names.of(callback);
+        let verdict = self.answer(connection, descriptor, callback, || {
+            connection.protocol.call_method0(name)
+        });
+        if S::TAKES_NOTES {
+            self.note(descriptor, callback, (), verdict.ok());
+        }
+        verdict
+    }
+
+    fn answer(
+        &self,
+        connection: &Connection<'py>,
+        descriptor: &Descriptor,
+        callback: Callback,
+        call: impl FnOnce() -> PyResult<Bound<'py, PyAny>>,
+    ) -> Verdict {
+        self.activity
+            .during(Some(callback), &connection.protocol, descriptor, call)
+            .and_then(|word| self.action(connection, callback, &word))
+            .map_err(|error| {
+                self.report_failure(connection, descriptor, callback.name(), &error);
+                Reason::Exception
+            })
     }
 
     /// Notes a call, for surroundings that wish it.
@@ -379,8 +428,8 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
         failure: Description,
     ) {
         match descriptor.and_then(Descriptor::owner) {
-            Some(owner) => owner.count(|counters| counters.exceptions.add(1)),
-            None => self.counters.exceptions.add(1),
+            Some(owner) => owner.count(|counters| counters.exceptions.raise(1)),
+            None => self.counters.exceptions.raise(1),
         }
         self.surroundings.report(Report {
             callback,
@@ -479,6 +528,9 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
                 let protocol = class_name(&connection.protocol.get_type());
                 let traceback = description.traceback.clone();
                 self.report_error(protocol, Some(descriptor), "connection_made", description);
+                if let Some(owner) = descriptor.owner() {
+                    owner.is_refused();
+                }
                 self.end(&connection, descriptor, Reason::Exception);
                 Err(Refusal::Protocol(traceback))
             }
@@ -508,13 +560,6 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     }
 }
 
-/// Counts a call into a protocol that took so long.
-fn count_call(descriptor: &Descriptor, took: Duration) {
-    if let Some(owner) = descriptor.owner() {
-        owner.count(|counters| counters.count_callback(took));
-    }
-}
-
 /// Nobody said what serves a client that a listener accepted.
 fn no_factory() -> Description {
     Description {
@@ -540,12 +585,14 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
             recipe,
             reply,
         } = opening;
-        let opened = self
-            .activity
-            .clone()
-            .watch(self.py, || self.open(descriptor, &info, recipe.as_deref()));
+        let activity = Arc::clone(&self.activity);
+        let (opened, span) = activity.watch(self.py, None, || {
+            self.open(descriptor, &info, recipe.as_deref())
+        });
         self.surroundings.callback_returned();
-        count_call(descriptor, self.activity.elapsed());
+        if let Some(owner) = descriptor.owner() {
+            owner.count(|counters| counters.count_callback(span.nanos()));
+        }
         match (opened, reply) {
             (Ok(opened), reply) => {
                 if let Some(reply) = reply {
@@ -584,7 +631,7 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
 
     fn eof(&mut self, connection: &mut Connection<'py>, descriptor: &Arc<Descriptor>) -> Verdict {
         self.call_in(descriptor, || {
-            self.call(connection, descriptor, Callback::EofReceived, ())
+            self.call_alone(connection, descriptor, Callback::EofReceived)
         })
     }
 
@@ -594,8 +641,9 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         descriptor: &Arc<Descriptor>,
     ) -> Verdict {
         if !connection.sends_natively {
-            return self.call_in(descriptor, || {
-                self.call(connection, descriptor, Callback::WriteReady, ())
+            let at_once = self.just_before(descriptor);
+            return self.count_call(descriptor, at_once, || {
+                self.call_alone(connection, descriptor, Callback::WriteReady)
             });
         }
         match self.flush(connection, descriptor) {
@@ -606,7 +654,12 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     }
 
     fn flush(&mut self, connection: &mut Connection<'py>, descriptor: &Arc<Descriptor>) -> Flushed {
-        self.watch(|| self.send_buffer(connection, descriptor))
+        if connection.buffers_plainly {
+            // None of the user's code runs, so there is nothing to watch.
+            return self.send_buffer(connection, descriptor);
+        }
+        self.watch(None, || self.send_buffer(connection, descriptor))
+            .0
     }
 
     fn lost(&mut self, connection: Connection<'py>, descriptor: &Arc<Descriptor>, reason: Reason) {
@@ -636,7 +689,7 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         descriptor: &Arc<Descriptor>,
     ) -> Verdict {
         self.call_in(descriptor, || {
-            self.call(connection, descriptor, Callback::TimeoutExpired, ())
+            self.call_alone(connection, descriptor, Callback::TimeoutExpired)
         })
     }
 
@@ -646,7 +699,7 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         descriptor: &Arc<Descriptor>,
     ) -> Verdict {
         self.call_in(descriptor, || {
-            self.call(connection, descriptor, Callback::Draining, ())
+            self.call_alone(connection, descriptor, Callback::Draining)
         })
     }
 
@@ -683,7 +736,7 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         match *errand {
             Errand::Prepare { recipe, reply } => {
                 let activity = Arc::clone(&self.activity);
-                let prepared = activity.watch(self.py, || {
+                let (prepared, _) = activity.watch(self.py, None, || {
                     self.factory(Some(&recipe))
                         .map_err(|error| Refusal::Protocol(describe(self.py, &error).traceback))
                 });
@@ -711,6 +764,7 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
     }
 
     fn idle<T: Send>(&mut self, wait: impl FnOnce() -> T + Send) -> T {
+        self.last.set(None);
         let surroundings = &self.surroundings;
         self.py.detach(|| {
             surroundings.resting();

@@ -60,6 +60,7 @@ pub(crate) struct Names<'py> {
     pub(crate) peer: Bound<'py, PyString>,
     pub(crate) client_info: Bound<'py, PyString>,
     pub(crate) write_buffer: Bound<'py, PyString>,
+    getattribute: Bound<'py, PyString>,
     pub(crate) closed: Bound<'py, PyString>,
     pub(crate) close_reason: Bound<'py, PyString>,
     pub(crate) addr: Bound<'py, PyString>,
@@ -86,6 +87,7 @@ impl<'py> Names<'py> {
             peer: name("peer"),
             client_info: name("client_info"),
             write_buffer: name("write_buffer"),
+            getattribute: name("__getattribute__"),
             closed: name("closed"),
             close_reason: name("close_reason"),
             addr: name("addr"),
@@ -96,6 +98,17 @@ impl<'py> Names<'py> {
 
     pub(crate) const fn of(&self, callback: Callback) -> &Bound<'py, PyString> {
         &self.callbacks[callback as usize]
+    }
+
+    /// Whether a protocol's `write_buffer` is the slot that `Protocol` has, found as Python finds
+    /// attributes.
+    pub(crate) fn buffers_plainly(&self, protocol: &Bound<'py, PyAny>) -> bool {
+        let class = protocol.get_type();
+        let is_inherited = |name: &Bound<'py, PyString>| {
+            let inherited = self.protocol_class.getattr(name);
+            matches!((class.getattr(name), inherited), (Ok(own), Ok(inherited)) if own.is(&inherited))
+        };
+        is_inherited(&self.write_buffer) && is_inherited(&self.getattribute)
     }
 
     /// The action whose interned word is this very object.

@@ -11,6 +11,7 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ThreadId};
 
@@ -121,14 +122,16 @@ impl Drop for Busy<'_> {
 
 impl Drop for Stage {
     /// Nobody ended it. Its protocols are told so, and leave the list of those that are served.
+    /// Not where Python itself ends: there nobody is told any more, nor anything let go.
     fn drop(&mut self) {
-        let Some(world) = self.world.get_mut().take() else {
+        let mut world = ManuallyDrop::new(self.world.get_mut().take());
+        if world.is_none() {
             return;
-        };
-        Python::attach(|py| {
+        }
+        Python::try_attach(|py| {
             // A capsule may go while an exception is on its way.
             let pending = PyErr::take(py);
-            if let Err(error) = world.end(py) {
+            if let Some(Err(error)) = world.take().map(|world| world.end(py)) {
                 error.write_unraisable(py, None);
             }
             if let Some(pending) = pending {

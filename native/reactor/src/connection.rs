@@ -159,8 +159,8 @@ impl<C, S> Connection<C, S> {
         self.had_its_say = true;
         self.looked_idle = false;
         self.owner().count(|counters| {
-            counters.reads.add(1);
-            counters.bytes_in.add(bytes as u64);
+            counters.reads.raise(1);
+            counters.bytes_in.raise(bytes as u64);
         });
     }
 
@@ -220,6 +220,23 @@ impl<C, S> Connection<C, S> {
     fn first_byte_due(&self) -> Option<Instant> {
         let awaited = self.closes_when_idle && !self.had_its_say && !self.eof;
         self.born.checked_add(FIRST_BYTE).filter(|_| awaited)
+    }
+
+    /// Whether all that is left to do is to wait for data, as after nearly every step: the poller
+    /// watches it, and nothing is wished for, limited, or about to be sent.
+    pub(crate) fn just_waits(&self) -> bool {
+        let owner = self.owner();
+        self.state == State::Reading
+            && matches!(self.watch, Watch::Poller { .. })
+            && !owner.is_asked()
+            && !owner.has_output()
+            && !(self.readable || self.eof || self.queued || self.reading_held || self.flooded)
+            && !self.unparkable
+            && !self.closes_when_idle
+            && self.stalled_since.is_none()
+            && self.timeout_at.is_none()
+            // One that is entered stays as it is: a byte only puts the deadline off.
+            && (self.timer_at.is_some() || self.deadline().is_none())
     }
 
     /// Whether neither the engine reads nor the protocol writes, because somebody wants it so.

@@ -1,11 +1,10 @@
 //! What is counted: of a context about its own work, of a service about all its connections.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use crate::reason::Reason;
 
-/// A number that one thread raises and any thread reads.
+/// A number that any thread may change and read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -13,6 +12,12 @@ impl Counter {
     /// Adds `amount`.
     pub fn add(&self, amount: u64) {
         self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// Adds `amount` where one thread alone, the worker, ever changes the number: without the bus
+    /// lock that [`add`](Self::add) takes, of which a request would need a dozen.
+    pub fn raise(&self, amount: u64) {
+        self.set(self.get().wrapping_add(amount));
     }
 
     /// Adds one if the number stays within `limit`.
@@ -28,13 +33,6 @@ impl Counter {
         self.0.fetch_sub(amount, Ordering::Relaxed);
     }
 
-    /// Raises the number to `value`, if it is less.
-    pub fn raise_to(&self, value: u64) {
-        if self.get() < value {
-            self.0.fetch_max(value, Ordering::Relaxed);
-        }
-    }
-
     /// Replaces the number.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
@@ -45,16 +43,62 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    fn merge(&self, other: &Self) {
+        self.add(other.get());
+    }
+}
+
+/// A time that one thread alone adds to and any thread reads, in microseconds. Kept in
+/// nanoseconds, for many additions are less than a microsecond.
+#[derive(Debug, Default)]
+pub struct Micros(Counter);
+
+impl Micros {
+    fn raise(&self, nanos: u64) {
+        self.0.raise(nanos);
+    }
+
+    /// The microseconds now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.get() / 1_000
+    }
+
+    fn merge(&self, other: &Self) {
+        self.0.merge(&other.0);
+    }
+}
+
+/// The longest of many times, in microseconds.
+#[derive(Debug, Default)]
+pub struct Longest(Counter);
+
+impl Longest {
+    fn raise_to(&self, nanos: u64) {
+        if self.0.get() < nanos {
+            self.0.set(nanos);
+        }
+    }
+
+    /// The microseconds now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.get() / 1_000
+    }
+
+    fn merge(&self, other: &Self) {
+        self.raise_to(other.0.get());
+    }
 }
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
         /// What is counted; every number only grows unless its text says otherwise.
         #[derive(Debug, Default)]
         pub struct Counters {
-            $($(#[$doc])* pub $name: Counter,)*
+            $($(#[$doc])* pub $name: $kind,)*
             reasons: [Counter; Reason::NAMES.len()],
-            callback_ns: Counter,
         }
 
         impl Counters {
@@ -63,46 +107,54 @@ macro_rules! counters {
             pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)*]
             }
+
+            /// Adds what others have counted.
+            pub(crate) fn merge(&self, other: &Self) {
+                $(self.$name.merge(&other.$name);)*
+                for (sum, number) in self.reasons.iter().zip(&other.reasons) {
+                    sum.merge(number);
+                }
+            }
         }
     };
 }
 
 counters! {
     /// Connections that are open now, or on their way in.
-    active,
+    active: Counter,
     /// Descriptors that became a connection.
-    accepted,
+    accepted: Counter,
     /// Connections that ended.
-    closed,
+    closed: Counter,
     /// Descriptors turned away because there was no place.
-    refused,
+    refused: Counter,
     /// Connections that the demultiplexer watches now (of a context).
-    parked,
+    parked: Counter,
     /// Times a silent connection was parked (of a context).
-    parkings,
+    parkings: Counter,
     /// Readiness reports of the demultiplexer (of a context).
-    wakes,
+    wakes: Counter,
     /// Times that data came in and was handed to a protocol.
-    reads,
+    reads: Counter,
     /// Calls into a protocol.
-    callbacks,
+    callbacks: Counter,
     /// Microseconds spent in calls into a protocol.
-    callback_us,
+    callback_us: Micros,
     /// Microseconds that the longest call into a protocol took.
-    longest_callback_us,
+    longest_callback_us: Longest,
     /// Callbacks that failed.
-    exceptions,
+    exceptions: Counter,
     /// Timeouts: those a protocol had set, and those that ended a connection.
-    timeouts,
+    timeouts: Counter,
     /// Pushed messages that were dropped because the peer was slow.
-    drops,
+    drops: Counter,
     /// Bytes read from descriptors.
-    bytes_in,
+    bytes_in: Counter,
     /// Bytes that the kernel took.
-    bytes_out,
+    bytes_out: Counter,
     /// Connections that had something to do when the present turn began (of a context); what is
     /// still on its way to the worker adds to it, see [`Door::depth`](crate::Door::depth).
-    queue_depth,
+    queue_depth: Counter,
 }
 
 impl Counters {
@@ -113,26 +165,21 @@ impl Counters {
         Reason::NAMES.into_iter().zip(numbers).collect()
     }
 
-    /// A connection ended.
+    /// A connection ended. Told by its worker.
     pub(crate) fn count_end(&self, reason: Reason) {
-        self.closed.add(1);
-        self.reasons[reason.index()].add(1);
+        self.closed.raise(1);
+        self.reasons[reason.index()].raise(1);
         // One that a protocol had set was counted when it told the protocol.
         if reason.is_timeout() && reason != Reason::Timeout {
-            self.timeouts.add(1);
+            self.timeouts.raise(1);
         }
     }
 
-    /// A call into a protocol took so long.
-    pub fn count_callback(&self, took: Duration) {
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.callbacks.add(1);
-        // Many take less than a microsecond: what is left of one goes to the next.
-        let before = self.callback_ns.0.fetch_add(nanos, Ordering::Relaxed);
-        let after = before.wrapping_add(nanos);
-        self.callback_us
-            .add((after / 1_000).saturating_sub(before / 1_000));
-        self.longest_callback_us.raise_to(nanos / 1_000);
+    /// A call into a protocol took so many nanoseconds. Told by its worker.
+    pub fn count_callback(&self, nanos: u64) {
+        self.callbacks.raise(1);
+        self.callback_us.raise(nanos);
+        self.longest_callback_us.raise_to(nanos);
     }
 }
 
@@ -144,11 +191,26 @@ mod tests {
     fn short_callbacks_add_up() {
         let counters = Counters::default();
         for _ in 0..10 {
-            counters.count_callback(Duration::from_nanos(450));
+            counters.count_callback(450);
         }
-        counters.count_callback(Duration::from_micros(3));
+        counters.count_callback(3_000);
         assert_eq!(counters.callbacks.get(), 11);
         assert_eq!(counters.callback_us.get(), 7);
         assert_eq!(counters.longest_callback_us.get(), 3);
+    }
+
+    #[test]
+    fn what_several_have_counted_adds_up() {
+        let sum = Counters::default();
+        for nanos in [1_500, 2_600] {
+            let part = Counters::default();
+            part.count_callback(nanos);
+            part.count_end(Reason::IdleTimeout);
+            sum.merge(&part);
+        }
+        assert_eq!((sum.callbacks.get(), sum.callback_us.get()), (2, 4));
+        assert_eq!(sum.longest_callback_us.get(), 2);
+        assert_eq!((sum.closed.get(), sum.timeouts.get()), (2, 2));
+        assert!(sum.closed_by().contains(&("idle_timeout", 2)));
     }
 }

@@ -78,7 +78,8 @@ pub struct Descriptor {
     /// The errno of the first failure for good, or 0.
     fault: AtomicI32,
     /// Who sent the last datagram, and so receives the answer.
-    sender: Mutex<Option<SockaddrStorage>>,
+    /// In a box: streams, which are many, have none.
+    sender: Mutex<Option<Box<SockaddrStorage>>>,
     /// The other end of a stream, once it was asked for: after a reset the kernel knows it no
     /// more, and then it is wanted most.
     far_end: OnceLock<Address>,
@@ -127,23 +128,19 @@ impl Identity {
 /// Ends a watch. Called on any thread, once at most.
 type EndWatch = Box<dyn FnOnce() + Send>;
 
-/// What is served, by what the kernel knows of it. The two ends of a pipe differ in nothing but
-/// whether they can be read.
-type Served = (Identity, bool);
-
 /// Descriptor numbers belong to the process, and so does this list of those in use.
 static LIVE: LazyLock<Mutex<HashMap<RawFd, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
 
-/// Those that were adopted, whose duplicates may be handed in again. What a listener accepts
-/// nobody else has a duplicate of.
-static ADOPTED: LazyLock<Mutex<HashMap<Served, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
+/// The same of sockets, by what they are: a duplicate has another number. Pipes and terminals that
+/// were opened twice cannot be told from duplicates.
+static SERVED: LazyLock<Mutex<HashMap<Identity, Weak<Descriptor>>>> = LazyLock::new(Mutex::default);
 
 impl Descriptor {
     /// Duplicates `fd`, close-on-exec and non-blocking, into a descriptor of our own.
     ///
     /// # Errors
-    /// `fd` is not open, is of a kind that cannot be served, is served already under whatever
-    /// number (two readers would each get a part of the stream), or the process has no
+    /// `fd` is not open, is of a kind that cannot be served, is a socket that is served already
+    /// under whatever number (two readers would each get a part of the stream), or the process has no
     /// descriptor left.
     pub fn adopt(fd: BorrowedFd<'_>) -> Result<Arc<Self>, AdoptError> {
         let stat = fstat(fd)?;
@@ -154,10 +151,8 @@ impl Descriptor {
         }
         let kind = kind_of(fd, &stat)?;
         let reads = flags_of(&fd)? & OFlag::O_ACCMODE != OFlag::O_WRONLY;
-        // Who opens a terminal again has another descriptor with the same identity.
-        let served = (kind != Kind::Tty).then_some((identity, reads));
         // Before there is a duplicate: it may get the number of one that is gone.
-        if served.is_some_and(Self::is_served) {
+        if kind.is_socket() && Self::is_served(identity) {
             return Err(AdoptError::AlreadyServed);
         }
         let own = fd.try_clone_to_owned().map_err(|error| {
@@ -165,10 +160,10 @@ impl Descriptor {
         })?;
         make_nonblocking(&own)?;
         let descriptor = Self::register(own, kind, reads, identity, false);
-        match served {
-            Some(served) if !descriptor.enter(served) => Err(AdoptError::AlreadyServed),
-            _ => Ok(descriptor),
+        if kind.is_socket() && !descriptor.enter() {
+            return Err(AdoptError::AlreadyServed);
         }
+        Ok(descriptor)
     }
 
     /// Takes a socket of a listener, which is ours already; close-on-exec and non-blocking.
@@ -182,6 +177,8 @@ impl Descriptor {
     ) -> Result<Arc<Self>, AdoptError> {
         let identity = Identity::of(&fstat(&fd)?);
         let descriptor = Self::register(fd, kind, true, identity, true);
+        // The kernel has just made it: what has its identity on the list is gone.
+        descriptor.enter();
         if let Some(peer) = peer {
             // Nobody else knows the descriptor yet.
             let _ = descriptor.far_end.set(peer);
@@ -204,27 +201,27 @@ impl Descriptor {
     }
 
     /// The same of a duplicate, which has another number.
-    fn is_served(served: Served) -> bool {
-        let adopted = ADOPTED.lock().get(&served).and_then(Weak::upgrade);
-        adopted.is_some_and(|adopted| {
-            let lives = adopted.is_still_ours();
+    fn is_served(identity: Identity) -> bool {
+        let known = SERVED.lock().get(&identity).and_then(Weak::upgrade);
+        known.is_some_and(|known| {
+            let lives = known.is_still_ours();
             if !lives {
-                adopted.disown();
+                known.disown();
             }
             lives
         })
     }
 
-    /// Puts a new descriptor on the list of those that were adopted; false if somebody was faster.
-    fn enter(self: &Arc<Self>, served: Served) -> bool {
-        let mut adopted = ADOPTED.lock();
-        let other = adopted.get(&served).and_then(Weak::upgrade);
+    /// Puts a new descriptor on the list of what is served; false if somebody was faster.
+    fn enter(self: &Arc<Self>) -> bool {
+        let mut known = SERVED.lock();
+        let other = known.get(&self.identity).and_then(Weak::upgrade);
         let free = other.as_ref().is_none_or(|other| other.is_gone());
         if free {
-            adopted.insert(served, Arc::downgrade(self));
+            known.insert(self.identity, Arc::downgrade(self));
         }
         // Before `other`, which takes the lock again should it be the last to go.
-        drop(adopted);
+        drop(known);
         free
     }
 
@@ -534,7 +531,7 @@ impl Descriptor {
         let (length, sender) = retry(|| {
             socket::recvfrom::<SockaddrStorage>(self.number(), buffer).map_err(skip_passing)
         })?;
-        *self.sender.lock() = sender.filter(|storage| Address::from_storage(storage).is_some());
+        self.sent_by(sender.filter(|storage| Address::from_storage(storage).is_some()));
         Ok(Received::Datagram { length })
     }
 
@@ -544,9 +541,18 @@ impl Descriptor {
         }
         let (received, sender) = retry(|| wire.receive(buffer).map_err(skip_passing))?;
         if let Received::Datagram { .. } = received {
-            *self.sender.lock() = sender.map(SockaddrStorage::from);
+            self.sent_by(sender.map(SockaddrStorage::from));
         }
         Ok(received)
+    }
+
+    /// Keeps who sent the last datagram.
+    fn sent_by(&self, sender: Option<SockaddrStorage>) {
+        let mut kept = self.sender.lock();
+        match (&mut *kept, sender) {
+            (Some(kept), Some(sender)) => **kept = sender,
+            (kept, sender) => *kept = sender.map(Box::new),
+        }
     }
 
     /// Hands `bytes` to the kernel and returns how many it took: 0 when it takes none
@@ -604,7 +610,7 @@ impl Descriptor {
     }
 
     fn send_datagram(&self, bytes: &[u8]) -> nix::Result<usize> {
-        let sender = *self.sender.lock();
+        let sender = self.sender.lock().as_deref().copied();
         let mut tries = 0;
         retry(|| {
             let result = match (&self.medium, &sender) {
@@ -769,16 +775,14 @@ impl Drop for Descriptor {
             live.remove(&number);
         }
         drop(live);
-        if !self.sole {
-            let served = (self.identity, self.reads);
-            let mut adopted = ADOPTED.lock();
-            if adopted
-                .get(&served)
-                .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self))
-            {
-                adopted.remove(&served);
-            }
+        let mut known = SERVED.lock();
+        if known
+            .get(&self.identity)
+            .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self))
+        {
+            known.remove(&self.identity);
         }
+        drop(known);
         if !(listed && !self.is_gone() && self.identity.is_of(&fd)) {
             // Whoever closed the number gave it away: closing it again would hit
             // somebody else.

@@ -285,7 +285,7 @@ impl Handler for Events {
     fn panicked(&mut self, descriptor: Option<&Arc<Descriptor>>, _message: &str) {
         // Rust has printed what happened, and where.
         if let Some(owner) = descriptor.and_then(|descriptor| descriptor.owner()) {
-            owner.count(|counters| counters.exceptions.add(1));
+            owner.count(|counters| counters.exceptions.raise(1));
         }
     }
 }

@@ -60,7 +60,7 @@
 //! - Panic: that costs this one connection.
 //!
 //! It may not wait: all connections of one reactor share its thread. Descriptors that no acceptor
-//! made are [registered](Reactor::register): sockets of every kind, pipes, terminals. One that is
+//! made are [registered](Reactor::register): sockets of every kind, pipes, terminals. A socket that is
 //! registered already, under whatever number, is refused. Limits on time and memory stand in
 //! [`Limits`], what is counted in [`Counters`].
 //!
@@ -103,6 +103,7 @@ mod reactor;
 mod reason;
 mod server;
 mod service;
+mod shards;
 pub mod simulation;
 mod source;
 mod state;
@@ -118,7 +119,7 @@ mod sync {
 pub use acceptor::{Accepted, Acceptor, Admitted, Endpoint, ListenOptions};
 pub use action::Action;
 pub use address::Address;
-pub use counters::{Counter, Counters};
+pub use counters::{Counter, Counters, Longest, Micros};
 pub use demultiplexer::{Demultiplexer, Interest, NoDemultiplexer};
 pub use descriptor::{Descriptor, Received};
 pub use engine::{Engine, Groundwork, MAX_READ_BYTES, Settings, Turn};

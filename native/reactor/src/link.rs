@@ -218,6 +218,8 @@ pub struct Owner {
     key: Key,
     mailbox: Arc<Mailbox>,
     admission: Admission,
+    /// What its engine counts of its service.
+    shard: Arc<Counters>,
     wishes: Wishes,
     /// The lock is held for moments only: never across a system call.
     outbox: Mutex<Outbox>,
@@ -231,17 +233,25 @@ pub struct Owner {
     sent: AtomicU64,
     /// It closes or is closed.
     over: AtomicBool,
+    /// It is closed.
+    ended: AtomicBool,
     /// `None` once they were told.
     watchers: Mutex<Option<Vec<Box<dyn Watcher>>>>,
 }
 
 impl Owner {
-    pub(crate) fn new(key: Key, mailbox: Arc<Mailbox>, admission: Admission) -> Self {
+    pub(crate) fn new(
+        key: Key,
+        mailbox: Arc<Mailbox>,
+        admission: Admission,
+        shard: Arc<Counters>,
+    ) -> Self {
         let limits = *admission.service().limits();
         Self {
             key,
             mailbox,
             admission,
+            shard,
             wishes: Wishes {
                 any: AtomicBool::new(false),
                 timeout_ms: AtomicU64::new(UNCHANGED),
@@ -256,6 +266,7 @@ impl Owner {
             overrun: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             over: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             watchers: Mutex::new(Some(Vec::new())),
         }
     }
@@ -265,8 +276,11 @@ impl Owner {
     /// for one that is running.
     ///
     /// # Errors
-    /// The channel is full or the worker has ended.
+    /// The connection is over, the channel is full, or the worker has ended.
     pub fn resume(&self, action: Action) -> Result<(), SendError> {
+        if self.ended.load(Ordering::Acquire) || self.mailbox.is_stopping() {
+            return Err(SendError::Closed);
+        }
         let wish = match action {
             Action::Close => &self.wishes.close,
             Action::Abort => &self.wishes.abort,
@@ -274,9 +288,6 @@ impl Owner {
                 return self.mailbox.resume(self.key, action);
             }
         };
-        if self.mailbox.is_stopping() {
-            return Err(SendError::Closed);
-        }
         self.wish_for_end(wish);
         Ok(())
     }
@@ -324,7 +335,7 @@ impl Owner {
     /// Counts something, of the context and of the service.
     pub fn count(&self, count: impl Fn(&Counters)) {
         count(self.mailbox.counters());
-        count(self.service().counters());
+        count(&self.shard);
     }
 
     /// Whether it is closing or closed.
@@ -439,9 +450,21 @@ impl Owner {
         self.over.store(true, Ordering::Release);
     }
 
+    /// It will be refused: from here on nothing is pushed or sent to it. For a handler that tells
+    /// somebody so before [`connected`](crate::Handler::connected) returns.
+    pub fn is_refused(&self) {
+        self.is_lost();
+    }
+
+    /// From here on it cannot be resumed either: its loss is being told.
+    pub(crate) fn is_lost(&self) {
+        self.is_ending();
+        self.ended.store(true, Ordering::Release);
+    }
+
     /// It is over: tells everybody who wants to know.
     pub(crate) fn has_ended(&self, reason: Reason) {
-        self.is_ending();
+        self.is_lost();
         let watchers = self.watchers.lock().take();
         for watcher in watchers.into_iter().flatten() {
             watcher.ended(reason);

@@ -169,9 +169,9 @@ impl<O: Send + 'static> Server<O> {
     }
 
     /// Accepts nobody any more, has the connections drained for at most `within`, then closes
-    /// those that are left. Returns at once; the run ends when this is done. Whoever asks again may
-    /// only shorten the time. Before the first run: that one will end like this; between two runs
-    /// it does nothing.
+    /// those that are left. Returns at once, with the listening socket closed, also while a handler
+    /// holds the run up; the run ends when the rest is done. Whoever asks again may only shorten the
+    /// time. Before the first run: that one will end like this; between two runs it does nothing.
     pub fn stop(&self, within: Duration) {
         let mut life = self.life.lock();
         if life.acceptor.is_none() && !life.runs {
@@ -181,8 +181,44 @@ impl<O: Send + 'static> Server<O> {
         let far = Duration::from_secs(60 * 60 * 24 * 365);
         let deadline = Instant::now() + within.min(far);
         life.deadline = Some(life.deadline.map_or(deadline, |set| set.min(deadline)));
+        // Under the lock, as the end of a run sets it back. Who has no time to end is not asked to.
+        if !within.is_zero() {
+            self.service.set_stage(Stage::Draining);
+        }
+        // A run that has yet to begin closes it.
+        let acceptor = if life.runs {
+            life.acceptor.take()
+        } else {
+            None
+        };
         drop(life);
-        self.reactor.door().mailbox().review();
+        let door = self.reactor.door();
+        if let Some(acceptor) = acceptor {
+            self.close(&acceptor, &door);
+        }
+        door.mailbox().review();
+    }
+
+    /// Listens no more.
+    fn close(&self, acceptor: &Acceptor, door: &Door<O>) {
+        if !acceptor.is_shared() {
+            self.let_in(acceptor, door);
+        }
+        acceptor.shut();
+    }
+
+    /// Accepts those who wait in the backlog: no more than it holds, for others may come without
+    /// end.
+    fn let_in(&self, acceptor: &Acceptor, door: &Door<O>) {
+        for _ in 0..self.listen.backlog {
+            let Admitted::Connection(descriptor, admission) = acceptor.admit(&self.service) else {
+                return;
+            };
+            // Should its queue be full the reactor has not come round to those before for long.
+            if door.admit(descriptor, (self.opening)(), admission).is_err() {
+                return;
+            }
+        }
     }
 
     /// Serves with `handler` until it is stopped. It may then be called again, and listens on the
@@ -319,11 +355,8 @@ impl<'a, O: Send + 'static> Run<'a, O> {
             (deadline, life.acceptor.take())
         };
         if let Some(acceptor) = acceptor {
-            if !acceptor.is_shared() {
-                self.let_in(&acceptor, door);
-            }
-            acceptor.shut();
-            self.server.service.set_stage(Stage::Draining);
+            // It was stopped before it ran.
+            self.server.close(&acceptor, door);
             door.mailbox().review();
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -331,25 +364,6 @@ impl<'a, O: Send + 'static> Run<'a, O> {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(Some(left))
-    }
-
-    /// Accepts those who wait in the backlog: no more than it holds, for others may come without
-    /// end.
-    fn let_in(&self, acceptor: &Acceptor, door: &Door<O>) {
-        let server = self.server;
-        for _ in 0..server.listen.backlog {
-            let Admitted::Connection(descriptor, admission) = acceptor.admit(&server.service)
-            else {
-                return;
-            };
-            // Should its queue be full the reactor has not come round to those before for long.
-            if door
-                .admit(descriptor, (server.opening)(), admission)
-                .is_err()
-            {
-                return;
-            }
-        }
     }
 }
 

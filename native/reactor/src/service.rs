@@ -87,7 +87,10 @@ struct Watcher {
 pub struct Service {
     name: String,
     limits: Limits,
+    /// What is counted outside of engines: places, and those who got none.
     counters: Counters,
+    /// What each engine counts by itself, so that no two of them write to the same number.
+    shards: Mutex<Vec<Arc<Counters>>>,
     max_connections: AtomicU64,
     stage: AtomicU8,
     /// Who waits for a place.
@@ -105,6 +108,7 @@ impl Service {
             name,
             limits,
             counters: Counters::default(),
+            shards: Mutex::default(),
             max_connections: AtomicU64::new(max_connections),
             stage: AtomicU8::new(Stage::Serving as u8),
             waiting: Mutex::default(),
@@ -125,10 +129,35 @@ impl Service {
         &self.limits
     }
 
-    /// What is counted of all its connections.
+    /// What is counted of all its connections, as it is now.
     #[must_use]
-    pub const fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn counters(&self) -> Counters {
+        let sum = Counters::default();
+        let shards = self.shards.lock();
+        sum.merge(&self.counters);
+        for shard in &*shards {
+            sum.merge(shard);
+        }
+        sum
+    }
+
+    /// A client was turned away.
+    pub fn refused(&self) {
+        self.counters.refused.add(1);
+    }
+
+    /// What one more engine counts with.
+    pub(crate) fn shard(&self) -> Arc<Counters> {
+        let mut shards = self.shards.lock();
+        // The engines of these have ended, or have no connection of the service any more.
+        for ended in shards.extract_if(.., |shard| Arc::strong_count(shard) == 1) {
+            // Whoever let it go has written to it before.
+            fence(Ordering::Acquire);
+            self.counters.merge(&ended);
+        }
+        let shard = Arc::default();
+        shards.push(Arc::clone(&shard));
+        shard
     }
 
     /// Connections that are open now, or on their way in.
@@ -278,6 +307,14 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         self.0.leave();
+    }
+}
+
+#[cfg(test)]
+impl Service {
+    /// How many engines count for it.
+    pub(crate) fn shards(&self) -> usize {
+        self.shards.lock().len()
     }
 }
 

@@ -139,7 +139,7 @@ impl<H: Handler> Simulation<H> {
     /// Hands a new connection in. Its handler hears of it in the next [`run`](Self::run).
     ///
     /// # Errors
-    /// There are a thousand connections, or the simulation was stopped.
+    /// There are a hundred connections, or the simulation was stopped.
     pub fn connect(&self, origin: Origin, opening: H::Opening) -> Result<Peer, SendError> {
         let wire = Arc::new(Wire::new(origin.kind.is_datagram()));
         let descriptor = Descriptor::simulated(Arc::clone(&wire), origin.kind, origin.peer);
@@ -246,7 +246,7 @@ impl<H: Handler> Simulation<H> {
     }
 }
 
-const MAX_CONNECTIONS: usize = 1000;
+const MAX_CONNECTIONS: usize = 100;
 
 /// The other end of a simulated connection, and the kernel between. What is done here is
 /// noticed in the next [`run`](Simulation::run).

@@ -5,6 +5,7 @@ mod common;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, count, lock, pattern};
 use reactor::{
-    Action, Address, AdoptError, ConnectionHandler, Endpoint, EventHandler, Events, Link, Payload,
-    Reactor, Reason, RegisterError, SendError, Server, ServerOptions,
+    Action, Address, AdoptError, ConnectionHandler, Descriptor, Endpoint, EventHandler, Events,
+    Link, Payload, Reactor, Reason, RegisterError, SendError, Server, ServerOptions,
 };
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -600,5 +601,69 @@ fn a_timeout_is_told_once() {
     connect(&server).read_to_end(&mut got).expect("an end");
     assert_eq!(got, b"late");
     server.stop(LONG);
+    thread.join().expect("no panic");
+}
+
+#[test]
+fn a_stop_closes_the_listener_though_a_handler_holds_the_run_up() {
+    let (entered, is_in) = mpsc::channel();
+    let (go, go_on) = mpsc::channel::<()>();
+    let (results, _come_back) = mpsc::channel();
+    let slow = Mutex::new(Some(Slow {
+        entered,
+        go_on,
+        results,
+    }));
+    let seen = Arc::<Seen>::default();
+    let others = Arc::clone(&seen);
+    let server = Server::new(&localhost(), ServerOptions::default(), move || {
+        let first: Box<dyn EventHandler> = match lock(&slow).take() {
+            Some(slow) => Box::new(slow),
+            None => Box::new(Echo(Arc::clone(&others))),
+        };
+        first
+    });
+    let server: Arc<Server> = Arc::new(server.expect("a server"));
+    let thread = run(&server);
+    let mut held = connect(&server);
+    held.write_all(b"!").expect("it is open");
+    let _link = is_in.recv_timeout(PATIENCE).expect("a callback");
+    let mut waiting = connect(&server);
+    waiting.write_all(b"hello").expect("it is open");
+    server.stop(LONG);
+    let Address::Inet(address) = server.address() else {
+        panic!("it listens on TCP");
+    };
+    let refused = TcpStream::connect(address).expect_err("nobody listens");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    go.send(()).expect("it waits");
+    // Who had connected before is served to its end.
+    let mut back = Vec::new();
+    waiting.read_to_end(&mut back).expect("no reset");
+    assert_eq!(back, b"hello");
+    drop(held);
+    thread.join().expect("no panic");
+}
+
+#[test]
+fn what_a_server_accepted_is_not_registered_again() {
+    let seen = Arc::default();
+    let server = echo(&seen);
+    let thread = run(&server);
+    let mut client = connect(&server);
+    assert_eq!(exchange(&mut client, b"hello"), b"hello");
+    let link = Arc::clone(&lock(&seen.links)[0]);
+    let own = link.descriptor().expect("it is open");
+    let number = own.fd().expect("it is the kernel's");
+    let duplicate = number.try_clone_to_owned().expect("a duplicate");
+    for refused in [number, duplicate.as_fd()] {
+        let refused = Descriptor::adopt(refused).err();
+        assert_eq!(refused, Some(AdoptError::AlreadyServed));
+    }
+    drop(own);
+    assert_eq!(exchange(&mut client, b"alone"), b"alone");
+    drop(duplicate);
+    server.stop(LONG);
+    assert_eq!(client.read(&mut [0]).expect("an end"), 0);
     thread.join().expect("no panic");
 }

@@ -63,9 +63,10 @@ fn a_signal_interrupts_nothing() {
     let Address::Inet(address) = server.address() else {
         panic!("it listens on TCP");
     };
-    for round in 0..20 {
+    // On a busy machine signals that were not taken yet fall together.
+    while SIGNALS.load(Ordering::SeqCst) < 1000 {
         let mut client = TcpStream::connect(address).expect("it listens");
-        let sent = vec![round; 1_000_000];
+        let sent = vec![b's'; 1_000_000];
         let mut writer = client.try_clone().expect("a duplicate");
         let data = sent.clone();
         let writing = thread::spawn(move || {
@@ -77,7 +78,6 @@ fn a_signal_interrupts_nothing() {
         assert!(back == sent);
         writing.join().expect("no panic");
     }
-    assert!(SIGNALS.load(Ordering::SeqCst) > 100);
     done.store(true, Ordering::SeqCst);
     storm.join().expect("no panic");
     server.stop(Duration::from_secs(60));

@@ -317,6 +317,19 @@ fn all_end_when_the_service_or_the_engine_does() {
 }
 
 #[test]
+fn there_are_no_more_connections_than_a_hundred() {
+    let mut stage = Stage::new();
+    let peers: Vec<_> = (0..100).map(|_| stage.connect(Script::echo())).collect();
+    let opening = || (Script::echo(), Arc::default());
+    let refused = stage.simulation.connect(Origin::default(), opening());
+    assert_eq!(refused.err(), Some(SendError::Full));
+    peers[50].0.half_close();
+    stage.run();
+    let next = stage.simulation.connect(Origin::default(), opening());
+    assert!(next.is_ok());
+}
+
+#[test]
 fn a_handler_that_spins_is_found_out() {
     let mut stage = Stage::new();
     let (peer, _) = stage.connect(Script::echo().on_room(|_, _| Ok(Action::Continue)));

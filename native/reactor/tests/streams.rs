@@ -28,6 +28,7 @@ in_every_world! {
     an_abort_closes_at_once,
     a_close_sends_what_is_buffered,
     a_close_with_unread_data_keeps_the_last_reply,
+    data_that_comes_during_a_close_keeps_the_last_reply,
     an_action_of_connected_is_performed,
     a_greeting_and_a_close_reach_the_peer,
     a_refused_connection_is_closed_without_a_loss,
@@ -269,6 +270,29 @@ fn a_close_with_unread_data_keeps_the_last_reply<D: Demultiplexer>(mut world: Wo
         world.until("the loss", || record.is_lost());
         let got = world.read_to_end(&mut client).expect("no reset");
         assert!(got == pattern(50_000), "{kind}");
+    }
+}
+
+fn data_that_comes_during_a_close_keeps_the_last_reply<D: Demultiplexer>(mut world: World<D>) {
+    for (kind, mut client, server) in streams() {
+        let whole = pattern(8_000_000);
+        let answer = whole.clone();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&asked);
+        world.serve(
+            server,
+            Script::echo().on_data(move |talk, _| {
+                talk.outbox.push_back(answer.clone());
+                seen.fetch_add(1, Ordering::SeqCst);
+                Ok(Action::Close)
+            }),
+        );
+        client.write_all(b"?").expect("room");
+        // From then on it waits for room to write.
+        world.until("the answer", || asked.load(Ordering::SeqCst) == 1);
+        client.write_all(b"one more thing").expect("room");
+        let got = world.read_to_end(&mut client).expect("no reset");
+        assert!(got == whole, "{kind}");
     }
 }
 

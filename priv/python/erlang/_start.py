@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import io
+import logging
 import os
 import sys
 
@@ -10,6 +12,7 @@ import sys
 # this runs on, and not a thread that ends with the application.
 import threading  # noqa: F401
 
+import _erlang
 from erlang import _logging
 
 
@@ -22,6 +25,7 @@ def start(python_path: list[str], log_level: str) -> None:
     _set_path(python_path)
     _set_standard_streams()
     _logging.start(log_level)
+    _warn_of_wheels()
 
 
 def _set_path(python_path: list[str]) -> None:
@@ -31,6 +35,21 @@ def _set_path(python_path: list[str]) -> None:
     if "" in sys.path:
         sys.path.remove("")
     sys.path.append("")
+
+
+def _warn_of_wheels() -> None:
+    """This application's own package comes first on sys.path, whatever is installed. But who tests
+    protocols with a wheel expects that it is the same."""
+    for folder in sys.path:
+        for found in glob.iglob(f"{glob.escape(folder)}/py_reactor-*.dist-info"):
+            version = os.path.basename(found).removeprefix("py_reactor-").removesuffix(".dist-info")
+            if version != _erlang.__version__:
+                logging.getLogger("erlang").warning(
+                    "py_reactor %s is installed in %s, but this is py_reactor %s",
+                    version,
+                    folder,
+                    _erlang.__version__,
+                )
 
 
 def _set_standard_streams() -> None:

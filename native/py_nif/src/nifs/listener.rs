@@ -281,7 +281,7 @@ fn listener_set_stage(
 /// listener_stats(Listener) -> map of counters
 #[rustler::nif]
 fn listener_stats(env: Env<'_>, listener: ResourceArc<Listener>) -> NifResult<Term<'_>> {
-    encode_counters(env, listener.counters())
+    encode_counters(env, &listener.counters())
 }
 
 /// listener_set_max_connections(Listener, Number | infinity) -> ok

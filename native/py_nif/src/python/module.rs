@@ -21,17 +21,37 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
         .import("sys")?
         .getattr("modules")?
         .cast_into::<PyDict>()?;
-    if modules.contains("_erlang")? {
-        return Ok(());
+    if let Some(present) = modules.get_item("_erlang")? {
+        if present.hasattr(OURS)? {
+            return Ok(());
+        }
+        forget_wheel(&modules)?;
     }
     let module = PyModule::new(py, "_erlang")?;
     module.add_function(wrap_pyfunction!(send, &module)?)?;
     module.add_function(wrap_pyfunction!(whereis, &module)?)?;
     module.add_function(wrap_pyfunction!(atom_exists, &module)?)?;
     module.add_function(wrap_pyfunction!(log, &module)?)?;
+    module.add(OURS, true)?;
     functions::add_to(&module)?;
     reactor_python::functions::add_to(&module)?;
     modules.set_item("_erlang", module)
+}
+
+/// What tells this module from that of a wheel for plain CPython.
+const OURS: &str = "is_inside_the_vm";
+
+/// Something imported an installed wheel of py_reactor while Python started, as a `.pth` file can do: what is
+/// imported from now on is of this application.
+fn forget_wheel(modules: &Bound<'_, PyDict>) -> PyResult<()> {
+    for name in modules.keys() {
+        let text = name.to_string();
+        let package = text.split('.').next();
+        if matches!(package, Some("erlang" | "_erlang")) {
+            modules.del_item(name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Sends a term to a process, given as Pid or as the name, Atom or str, that it is registered under.

@@ -130,9 +130,11 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         } = newcomer;
         let key = self.slots.next_key();
         let mailbox = Arc::clone(self.mailbox());
-        descriptor.owned_by(Owner::new(key, Arc::clone(&mailbox), admission));
+        let shard = self.shards.of(admission.service());
+        let owner = Owner::new(key, Arc::clone(&mailbox), admission, shard);
+        descriptor.owned_by(owner);
         if let Some(owner) = descriptor.owner() {
-            owner.count(|counters| counters.accepted.add(1));
+            owner.count(|counters| counters.accepted.raise(1));
         }
         mailbox.begin_step(key);
         let opened = catch_unwind(AssertUnwindSafe(|| handler.connected(&descriptor, opening)));

@@ -29,7 +29,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             };
             match signal {
                 Signal::Ready(key, readiness) => {
-                    self.mailbox().counters().wakes.add(1);
+                    self.mailbox().counters().wakes.raise(1);
                     self.unpark(key, readiness);
                 }
                 Signal::Resume(key, action) => {

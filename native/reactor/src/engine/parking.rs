@@ -66,7 +66,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         if armed.is_ok() {
             connection.watch = Watch::Parked;
             mailbox.counters().parked.add(1);
-            mailbox.counters().parkings.add(1);
+            mailbox.counters().parkings.raise(1);
         } else {
             connection.unparkable = true;
             connection.watch = Watch::Nobody;

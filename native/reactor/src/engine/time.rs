@@ -65,7 +65,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
         connection.timeout_at = None;
         connection
             .owner()
-            .count(|counters| counters.timeouts.add(1));
+            .count(|counters| counters.timeouts.raise(1));
         let verdict = handler.timeout(&mut connection.user, &connection.descriptor);
         self.apply_as(handler, slot, verdict, Reason::Timeout);
     }

@@ -17,7 +17,7 @@ import _erlang
 
 PROGRAM = "python -m erlang.reactor"
 
-_UNITS_MS = {"": 1, "ms": 1, "s": 1000, "min": 60_000}
+_UNITS_S = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _SERVE = """Serves each connection with an object of a class derived from erlang.reactor.Protocol.
 Ctrl-C or SIGTERM lets the connections end; the second one closes them at once. Times are in
-milliseconds, or have a unit: 500ms, 30s, 2min."""
+seconds, or have a unit: 500ms, 30s, 2min."""
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -105,13 +105,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     for name, default, text in (
         ("idle", None, "without a byte in either direction (no limit)"),
         ("handshake", None, "until the protocol says more than 'continue' (no limit)"),
-        ("write", 60_000, "in which the peer takes nothing (1min)"),
+        ("write", 60.0, "in which the peer takes nothing (1min)"),
     ):
-        add(f"--{name}-timeout", type=_milliseconds, default=default, metavar="TIME", help=text)
+        add(f"--{name}-timeout", type=_seconds, default=default, metavar="TIME", help=text)
     add(
         "--shutdown",
-        type=_milliseconds,
-        default=5000,
+        type=_seconds,
+        default=5.0,
         metavar="TIME",
         help="that connections have at the end (5s)",
     )
@@ -147,7 +147,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     add("--unix", metavar="PATH", help="a Unix socket, in place of HOST and PORT")
     add("--connections", type=_number(1), default=50, metavar="N", help="(%(default)s)")
     add("--size", type=_number(1, 1 << 26), default=64, metavar="BYTES", help="(%(default)s)")
-    add("--duration", type=_milliseconds, default=5000, metavar="TIME", help="(5s)")
+    add("--duration", type=_seconds, default=5.0, metavar="TIME", help="(5s)")
     add("--json", action="store_true", help="print one line of JSON")
 
 
@@ -162,12 +162,12 @@ def _number(least: int, most: int = 0x7FFFFFFF) -> type[int]:
     return number
 
 
-def _milliseconds(text: str) -> int:
+def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: 500ms, 30s, 2min")
-    value = round(float(match[1]) * _UNITS_MS[match[2]])
-    if not 1 <= value <= 0x7FFFFFFF:
+    value = float(match[1]) * _UNITS_S[match[2]]
+    if not 0.001 <= value <= 2_147_483:
         raise argparse.ArgumentTypeError(f"{text!r} is no time of 1 ms to 24 days")
     return value
 

@@ -78,7 +78,7 @@ def bench(chosen: argparse.Namespace) -> int:
     load = _Load(chosen.size)
     try:
         clients = _connect(chosen)
-        elapsed_s = _run(load, clients, chosen.duration / 1000)
+        elapsed_s = _run(load, clients, chosen.duration)
     except OSError as error:
         say(f"error: {reason(error)}")
         return 1

@@ -27,17 +27,17 @@ SPARE_DESCRIPTORS = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says. Times are in milliseconds."""
+    """What the command line says. Times are in seconds."""
 
     protocol: str
     host: str
     port: int
     unix: str | None
     max_connections: int | None
-    idle_timeout: int | None
-    handshake_timeout: int | None
-    write_timeout: int | None
-    shutdown: int
+    idle_timeout: float | None
+    handshake_timeout: float | None
+    write_timeout: float | None
+    shutdown: float
     workers: int
     reload: bool
     log_level: str

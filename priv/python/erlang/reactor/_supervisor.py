@@ -28,7 +28,7 @@ from erlang.reactor._serve import Settings, announce, reason
 from erlang.reactor._terminal import STATUS_EVERY_S, StatusLine, has_status_line, say
 from erlang.reactor._watch import WATCH_EVERY_S, Watch
 from erlang.reactor._worker import END_S
-from erlang.reactor.server import reserve
+from erlang.reactor.server import SAME_SIGNAL_S, reserve
 
 BACK_OFF_S = (0.0, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 """So long after the first, second, ... death in a row a worker is replaced."""
@@ -45,8 +45,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._shutdown_s = settings.shutdown / 1000
-        self._selector = selectors.DefaultSelector()
+        self._shutdown_s = settings.shutdown
         self._processes: list[_Process] = []
         self._last_generation = self._generation = 1
         self._serving = 0
@@ -54,6 +53,7 @@ class Supervisor:
         self._replace_at: float | None = None
         self._signals: list[str] = []
         self._ending = False
+        self._asked_at = 0.0
         self._status = 0
         self._gone: Counter[str] = Counter()
         self._line = StatusLine() if has_status_line() else None
@@ -80,12 +80,15 @@ class Supervisor:
         self._address = address
         try:
             return self._supervise()
+        except OSError as error:
+            say(f"error: {reason(error)}")
+            return 1
         finally:
             held.close()
 
     def _supervise(self) -> int:
         bell, ringer = socket.socketpair()
-        with bell, ringer, self._selector:
+        with bell, ringer, selectors.DefaultSelector() as self._selector:
             for end in (bell, ringer):
                 end.setblocking(False)
             self._selector.register(bell, selectors.EVENT_READ)
@@ -251,11 +254,13 @@ class Supervisor:
         self._replenish()
 
     def _end(self, name: str) -> None:
+        now = time.monotonic()
         if not self._ending:
             self._ending = True
+            self._asked_at = now
             say(f"{name}: no more connections; those that are open may end")
             self._stop(self._processes, self._shutdown_s)
-        else:
+        elif now - self._asked_at >= SAME_SIGNAL_S:
             say(f"{name} again: closing all connections")
             self._stop(self._processes, 0)
 

@@ -68,7 +68,7 @@ class StatusLine:
         ]
         self._before, self._then = dict(stats), now
         parts = [
-            f"{stats.get('active', 0):,} connections",
+            f"{stats.get('active', 0):,} open",
             f"{rates[0]:,.0f} reads/s",
             f"in {_size(rates[1])}/s",
             f"out {_size(rates[2])}/s",
@@ -76,7 +76,8 @@ class StatusLine:
         ]
         text = " | ".join([*parts, suffix] if suffix else parts)
         with suppress(OSError, ValueError):
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            # A terminal that does not know its width says 0.
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             sys.stderr.write(f"{_ERASE}{text[: max(width - 1, 10)]}\r")
             sys.stderr.flush()
 

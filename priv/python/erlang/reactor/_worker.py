@@ -45,7 +45,7 @@ class _Worker:
         said = first.pop(0)
         listening: int | None = said.pop("listening")
         settings = Settings(**said)
-        self._shutdown_s = settings.shutdown / 1000
+        self._shutdown_s = settings.shutdown
         start_logging(settings.log_level)
         threading.Thread(target=self._obey, args=(first,), daemon=True).start()
         try:

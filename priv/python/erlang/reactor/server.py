@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -45,6 +46,13 @@ _log = logging.getLogger("erlang.reactor")
 
 _INTERRUPT_AFTER_S = 1.0
 """So long after the time to drain a callback has that keeps the server from its end."""
+
+_MOST_S = 0x7FFFFFFF // 1000
+"""The longest time of an option: 24 days, as in Erlang's options."""
+
+SAME_SIGNAL_S = 0.1
+"""A signal that comes again so soon is the same one: ``timeout`` and others send it to a process
+and to the group that this is in."""
 
 _AT_EXIT_S = 5.0
 """So long the end of the program waits for a callback that does not come back."""
@@ -130,7 +138,8 @@ class Reactor:
 
         On the main thread SIGINT and SIGTERM stop it: the first lets the connections end, for
         the `shutdown` time of a server, the second ends them at once and raises
-        `erlang.Interrupted` in the callback that is running. Signals that were ignored stay so;
+        `erlang.Interrupted` in the callback that is running. One that comes again within a tenth
+        of a second is no second one. Signals that were ignored stay so;
         other handlers are called, and what they raise ends the run and is raised here.
 
         Raises:
@@ -268,14 +277,14 @@ class Server(Reactor):
         reuseport: share the port with other sockets that say so too.
         nodelay: send small messages at once (TCP_NODELAY).
         max_connections: open at one time, the rest waits in the backlog; None for no limit.
-        idle_timeout: milliseconds without a byte in either direction; None for ever.
-        handshake_timeout: milliseconds until a callback says another action than ``"continue"``.
-        write_timeout: milliseconds in which the peer takes nothing of what is to be sent.
+        idle_timeout: seconds without a byte in either direction; None for ever.
+        handshake_timeout: seconds until a callback says another action than ``"continue"``.
+        write_timeout: seconds in which the peer takes nothing of what is to be sent.
         high_water: with more bytes to be sent nothing is read,
         low_water: with less it goes on; by default 16384, or half of a smaller high water mark.
         slow_consumer: ``"drop_old"``, ``"drop_new"``, ``"disconnect"`` or ``("buffer", messages)``.
         info: merged into the `client_info` of each protocol; with str as keys.
-        shutdown: milliseconds that the connections have to end when the server stops; None for as
+        shutdown: seconds that the connections have to end when the server stops; None for as
             long as it takes.
         name: by which reports call it.
 
@@ -299,14 +308,14 @@ class Server(Reactor):
         reuseport: bool = False,
         nodelay: bool = True,
         max_connections: int | None = None,
-        idle_timeout: int | None = None,
-        handshake_timeout: int | None = None,
-        write_timeout: int | None = 60_000,
+        idle_timeout: float | None = None,
+        handshake_timeout: float | None = None,
+        write_timeout: float | None = 60.0,
         high_water: int = 65_536,
         low_water: int | None = None,
         slow_consumer: SlowConsumerPolicy = ("buffer", 1024),
         info: Mapping[str, Any] | None = None,
-        shutdown: int | None = 5_000,
+        shutdown: float | None = 5.0,
         name: str = "",
     ) -> None:
         options = _options(
@@ -323,7 +332,7 @@ class Server(Reactor):
             slow_consumer=slow_consumer,
             info=info,
         )
-        shutdown_s = math.inf if shutdown is None else _within("shutdown", shutdown, 0) / 1000
+        shutdown_s = math.inf if shutdown is None else _seconds("shutdown", shutdown)
         if sock is not None:
             where = _Where(None, None, "a socket that listens", sock)
         elif unix is not None:
@@ -374,14 +383,17 @@ class _AskedBySignal:
     def __init__(self, run: _Run, shutdown_s: float) -> None:
         self._run = run
         self._shutdown_s = shutdown_s
-        self._asked = False
+        self._asked_at: float | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if not self._asked:
-            self._asked = True
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
             _log.info("%s: no more connections; those that are open may end", name)
             self._run.stop(self._shutdown_s)
+            return
+        if now - self._asked_at < SAME_SIGNAL_S:
             return
         _log.info("%s again: closing all connections", name)
         self._run.stop(0)
@@ -483,9 +495,9 @@ def _options(
     reuseport: bool = False,
     nodelay: bool = True,
     max_connections: int | None = None,
-    idle_timeout: int | None = None,
-    handshake_timeout: int | None = None,
-    write_timeout: int | None = None,
+    idle_timeout: float | None = None,
+    handshake_timeout: float | None = None,
+    write_timeout: float | None = None,
     high_water: int = 65_536,
     low_water: int | None = None,
     slow_consumer: SlowConsumerPolicy = ("buffer", 1024),
@@ -503,9 +515,9 @@ def _options(
         "reuseport": bool(reuseport),
         "nodelay": bool(nodelay),
         "max_connections": _or_none("max_connections", max_connections, 0),
-        "idle_timeout": _or_none("idle_timeout", idle_timeout, 1),
-        "handshake_timeout": _or_none("handshake_timeout", handshake_timeout, 1),
-        "write_timeout": _or_none("write_timeout", write_timeout, 1),
+        "idle_timeout": milliseconds("idle_timeout", idle_timeout),
+        "handshake_timeout": milliseconds("handshake_timeout", handshake_timeout),
+        "write_timeout": milliseconds("write_timeout", write_timeout),
         "high_water": high_water,
         "low_water": low_water,
         "slow_consumer": _policy(slow_consumer),
@@ -523,6 +535,26 @@ def _within(name: str, value: int, least: int, most: int = 0x7FFFFFFF) -> int:
 
 def _or_none(name: str, value: int | None, least: int) -> int | None:
     return None if value is None else _within(name, value, least)
+
+
+def _seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
+    if not 0 <= value <= _MOST_S:
+        raise ValueError(f"{name} is 0 to {_MOST_S} seconds, not {value}")
+    return value
+
+
+def milliseconds(name: str, seconds: float | None) -> int | None:
+    """A limit as the engine has it. Rounded up: early would be a surprise.
+
+    :raises TypeError, ValueError: it is none.
+    """
+    if seconds is None:
+        return None
+    if _seconds(name, seconds) == 0:
+        raise ValueError(f"{name} is more than 0 seconds; None is for ever")
+    return math.ceil(seconds * 1000)
 
 
 def _policy(policy: SlowConsumerPolicy) -> tuple[str, int | None]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import _erlang
 from erlang.reactor import Action, Protocol, ProtocolFactory, SlowConsumer
+from erlang.reactor.server import milliseconds
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12
@@ -75,7 +76,7 @@ class Simulation:
 
     Args:
         factory: what makes the protocols.
-        idle_timeout: milliseconds, as all of these are; None for ever. The limits are those of a
+        idle_timeout: seconds, as all of these are; None for ever. The limits are those of a
             listener, with its defaults.
         handshake_timeout: the longest time until a callback says more than ``continue``.
         write_timeout: the longest time in which the peer takes nothing.
@@ -91,9 +92,9 @@ class Simulation:
         self,
         factory: ProtocolFactory,
         *,
-        idle_timeout: int | None = None,
-        handshake_timeout: int | None = None,
-        write_timeout: int | None = 60_000,
+        idle_timeout: float | None = None,
+        handshake_timeout: float | None = None,
+        write_timeout: float | None = 60.0,
         high_water: int = 65_536,
         low_water: int | None = None,
         slow_consumer: Policy = ("buffer", 1024),
@@ -102,24 +103,22 @@ class Simulation:
             low_water = min(16_384, high_water // 2)
         if not 0 <= low_water < high_water:
             raise ValueError(f"low_water is 0 to {high_water - 1}, not {low_water}")
-        for limit in (idle_timeout, handshake_timeout, write_timeout):
-            if limit is not None and limit < 1:
-                raise ValueError(f"a timeout is 1 millisecond or more, or None, not {limit}")
         policy = (slow_consumer, None) if isinstance(slow_consumer, str) else slow_consumer
         self._calls: list[tuple[int, str, tuple[Any, ...], Action | None]] = []
         self._errors: list[BaseException] = []
         self._known = 0  # errors that somebody has asked for
-        self._drives: list[Drive] = []
-        # The last protocol that was made, by way of a list that the factory may fill: the
-        # simulation must not keep itself alive.
+        # Of each connection, what its peer received.
+        self._pieces: dict[int, list[bytes]] = {}
+        # The last protocol that was made. Neither this list nor what is above refers to the
+        # simulation, so that it ends with the last reference to it.
         self._made: list[object] = []
         self._native = _erlang.simulation_open(
             _keeping(factory, self._made),
             self._calls,
             self._errors,
-            idle_timeout,
-            handshake_timeout,
-            write_timeout,
+            milliseconds("idle_timeout", idle_timeout),
+            milliseconds("handshake_timeout", handshake_timeout),
+            milliseconds("write_timeout", write_timeout),
             high_water,
             low_water,
             policy,
@@ -143,6 +142,7 @@ class Simulation:
         Raises:
             Exception: what the factory raised.
             TypeError: it made no protocol.
+            RuntimeError: there are a hundred connections.
         """
         self._made.clear()
         called = len(self._calls)
@@ -153,10 +153,9 @@ class Simulation:
             # It did not come to `connection_made`: there is nothing to drive.
             raise self._errors.pop()
         assert isinstance(protocol, Protocol), "the engine has seen to that"
+        self._collect(number)
         sender = peer if type == "udp" else None
-        drive = Drive(self, number, protocol, sender)
-        self._drives.append(drive)
-        return drive
+        return Drive(self, number, protocol, sender)
 
     def run(self) -> None:
         """Let the engine do what is asked of it elsewhere: by `erlang.reactor.resume`, by another
@@ -199,11 +198,17 @@ class Simulation:
             return
         try:
             _erlang.simulation_stop(self._native)
-            for drive in self._drives:
-                drive._collect()
+            for number in self._pieces:
+                self._collect(number)
         finally:
             self._over = True
             _erlang.simulation_close(self._native)
+
+    def _collect(self, number: int) -> list[bytes]:
+        pieces = self._pieces.setdefault(number, [])
+        if not self._over:
+            pieces += _erlang.simulation_take(self._native, number)
+        return pieces
 
     def __enter__(self) -> Self:
         return self
@@ -256,7 +261,6 @@ class Drive:
         self.protocol = protocol
         self._number = number
         self._sender = sender
-        self._pieces: list[bytes] = []
         self._taken = 0
         self._ended = False
 
@@ -370,12 +374,11 @@ class Drive:
     @property
     def pieces(self) -> list[bytes]:
         """The same, as it was written: by the call, and so datagram by datagram."""
-        self._collect()
-        return list(self._pieces)
+        return list(self.simulation._collect(self._number))
 
     def take(self) -> bytes:
         """What the peer received since this was last called."""
-        pieces = self.pieces[self._taken :]
+        pieces = self.simulation._collect(self._number)[self._taken :]
         self._taken += len(pieces)
         return b"".join(pieces)
 
@@ -414,10 +417,6 @@ class Drive:
         """See `Simulation.errors`."""
         return self.simulation.errors
 
-    def _collect(self) -> None:
-        if not self.simulation._over:
-            self._pieces += _erlang.simulation_take(self.simulation._native, self._number)
-
     def __enter__(self) -> Self:
         return self
 
@@ -436,9 +435,9 @@ def drive(
     type: Kind = "tcp",
     peer: tuple[str, int] | None = PEER,
     info: Mapping[str, Any] | None = None,
-    idle_timeout: int | None = None,
-    handshake_timeout: int | None = None,
-    write_timeout: int | None = 60_000,
+    idle_timeout: float | None = None,
+    handshake_timeout: float | None = None,
+    write_timeout: float | None = 60.0,
     high_water: int = 65_536,
     low_water: int | None = None,
     slow_consumer: Policy = ("buffer", 1024),
