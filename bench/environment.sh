@@ -32,11 +32,11 @@ throw_away_environment() { # CALLER
 # another thing without libpython.
 plain_python() {
   local plain=bench/results/tmp/plain
-  PYO3_BUILD_EXTENSION_MODULE=1 cargo build --release --locked --package py_ext --target-dir target/plain
+  PYO3_BUILD_EXTENSION_MODULE=1 cargo build --release --locked --package py_ext --target-dir target/extension
   rm -rf $plain
   mkdir -p $plain/_erlang
   cp priv/python/_erlang/*.py $plain/_erlang/
-  cp target/plain/release/lib_native.so $plain/_erlang/_native.so
+  cp target/extension/release/lib_native.so $plain/_erlang/_native.so
   ln -s "$PWD/priv/python/erlang" $plain/erlang
 }
 
