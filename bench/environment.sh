@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What script/bench and script/prove need beside the build, for them to source: descriptors, and a throw-away Python
-# environment with uvloop.
+# environment with uvloop and others; the servers that cargo does not build.
 
 # More than this only makes the BEAM allocate larger tables.
 descriptors_wanted=65536
@@ -26,4 +26,22 @@ throw_away_environment() { # CALLER
   $environment/bin/python -m pip install -q --disable-pip-version-check -r bench/requirements.txt ||
     { echo "$1: pip could not install bench/requirements.txt" >&2; exit 1; }
   echo "$stamp" >$environment/made-from
+}
+
+# What maturin puts into a wheel, as a folder for PYTHONPATH. A target folder of its own: all that depends on pyo3 is
+# another thing without libpython.
+plain_python() {
+  local plain=bench/results/tmp/plain
+  PYO3_BUILD_EXTENSION_MODULE=1 cargo build --release --locked --package py_ext --target-dir target/extension
+  rm -rf $plain
+  mkdir -p $plain/_erlang
+  cp priv/python/_erlang/*.py $plain/_erlang/
+  cp target/extension/release/lib_native.so $plain/_erlang/_native.so
+  ln -s "$PWD/priv/python/erlang" $plain/erlang
+}
+
+epoll_server() {
+  local release=${CARGO_TARGET_DIR:-target}/release
+  mkdir -p "$release"
+  cc -std=c11 -O2 -Wall -Wextra -o "$release/epoll_server" bench/servers/epoll_server.c
 }

@@ -24,6 +24,8 @@ def circumstances() -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "uvloop": metadata.version("uvloop"),
+        "rloop": metadata.version("rloop"),
+        "cc": said_by("cc", "-dumpfullversion"),
         "otp": otp_version(),
         "rustc": said_by("rustc", "--version"),
         "load_average_before": os.getloadavg()[0],

@@ -7,11 +7,24 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["PEERS", "REACTORS", "REFERENCE", "ROOT", "TMP", "Peer", "Server", "binary"]
+__all__ = [
+    "LIMIT",
+    "PEERS",
+    "REACTORS",
+    "REFERENCE",
+    "ROOT",
+    "TMP",
+    "Peer",
+    "Server",
+    "binary",
+    "object_bytes",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 TMP = ROOT / "bench" / "results" / "tmp"
@@ -33,39 +46,94 @@ class Peer:
     """One server.
 
     command: what is executed; its process is the measured one.
+    protocols: the last word of the command for each protocol of shapes.py that it serves; an
+        empty one is left out.
     needs: a file without which it cannot run; a peer that lacks it is skipped, visibly.
+    environment: variables beside those of this process.
+    cannot: the parts of shapes.py that it cannot take part in, and why.
     """
 
     name: str
     title: str
     command: tuple[str, ...]
+    protocols: Mapping[str, str]
     needs: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cannot: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self) -> str | None:
         """Why this peer cannot run, or None."""
         if self.needs is None or self.needs.exists():
             return None
-        return f"not built: {self.needs.relative_to(ROOT)} is missing"
+        return f"not built: {self.needs} is missing"
+
+    def serving(self, protocol: str) -> tuple[str, ...]:
+        """The command with which it serves `protocol`."""
+        word = self.protocols[protocol]
+        return (*self.command, word) if word else self.command
 
 
 _SERVERS = ROOT / "bench" / "servers"
 _PY_REACTOR = ROOT / "_build" / "default" / "lib" / "py_reactor" / "ebin" / "py_reactor.app"
+_PLAIN = TMP / "plain"
+# The embedded Python is that of the throw-away environment, which has h11.
+_BEAM = {"VIRTUAL_ENV": sys.prefix, "PY_REACTOR_PYTHON": sys.executable}
+_PYTHON_PATH = os.pathsep.join(str(path) for path in (_PLAIN, ROOT / "examples", _SERVERS))
 
 
-def _reactor(protocol: str) -> tuple[str, ...]:
-    return ("escript", str(_SERVERS / "reactor_echo.escript"), protocol)
+def _escript(name: str, *words: str) -> tuple[str, ...]:
+    return ("escript", str(_SERVERS / f"{name}.escript"), *words)
+
+
+def _reactor(name: str, title: str, how: str, echo: str, *more: str) -> Peer:
+    protocols = {"echo": echo} | {protocol: protocol for protocol in more}
+    command = _escript("reactor_server", how)
+    return Peer(name, f"py_reactor, {title}", command, protocols, _PY_REACTOR, _BEAM)
+
+
+def _loop(name: str, cannot: Mapping[str, str] | None = None) -> Peer:
+    command = (sys.executable, str(_SERVERS / "asyncio_server.py"), name)
+    protocols = {protocol: protocol for protocol in ("echo", "flow", "http", "h11")}
+    return Peer(name, f"{name}, Protocol", command, protocols, cannot=cannot or {})
+
+
+def object_bytes() -> int:
+    """Bytes of the Python object of a connection of ours; raises OSError when nobody knows."""
+    program = str(_SERVERS / "object_bytes.py")
+    environment = os.environ | {"PYTHONPATH": _PYTHON_PATH}
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, env=environment
+    )
+    if done.returncode != 0:
+        raise OSError(done.stderr.strip())
+    return int(done.stdout)
 
 
 REFERENCE = "uvloop"
-REACTORS = ("inherited", "letter")
+LIMIT = "epoll"
+REACTORS = ("listener", "inherited", "letter", "plain")
+BOTH = {"echo": "echo", "flow": "flow"}
 
 PEERS = (
-    Peer("inherited", "py_reactor, inherited write_ready", _reactor("inherited"), _PY_REACTOR),
-    Peer("letter", "py_reactor, letter by letter", _reactor("letter"), _PY_REACTOR),
-    Peer(REFERENCE, "uvloop, Protocol", (sys.executable, str(_SERVERS / "uvloop_echo.py"))),
-    Peer("asyncio", "asyncio, Protocol", (sys.executable, str(_SERVERS / "asyncio_echo.py"))),
-    Peer("gen_tcp", "gen_tcp, passive", ("escript", str(_SERVERS / "gen_tcp_echo.escript"))),
-    Peer("epoll", "epoll in Rust (the limit)", (binary("epoll_echo"),)),
+    _reactor("listener", "listener", "listener", "inherited", "flow", "http", "h11"),
+    _reactor("inherited", "handoff, inherited write_ready", "handoff", "inherited"),
+    _reactor("letter", "handoff, letter by letter", "handoff", "letter"),
+    Peer(
+        "plain",
+        "py_reactor, plain CPython",
+        (sys.executable, str(_SERVERS / "plain_server.py")),
+        {"echo": "inherited", "flow": "flow", "http": "http", "h11": "h11"},
+        _PLAIN / "_erlang" / "_native.so",
+        {"PYTHONPATH": _PYTHON_PATH},
+    ),
+    Peer("rust", "reactor::Server, Rust", (binary("examples/echo"),), {"echo": ""}),
+    _loop(REFERENCE),
+    _loop("asyncio"),
+    # Version 0.5 does not end a connection whose client has half-closed it.
+    _loop("rloop", cannot={"leak": "leaves connections open that their client half-closed"}),
+    Peer("gen_tcp", "gen_tcp, passive", _escript("gen_tcp_server", "passive"), BOTH),
+    Peer("gen_tcp_once", "gen_tcp, active once", _escript("gen_tcp_server", "once"), BOTH),
+    Peer(LIMIT, "epoll in C (the limit)", (binary("epoll_server"),), BOTH),
 )
 
 
@@ -74,14 +142,19 @@ class Server:
 
     __slots__ = ("_log", "_process", "peer", "port")
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, protocol: str = "echo") -> None:
         """Starts `peer` and waits until it listens; raises RuntimeError when it does not."""
         self.peer = peer
         self._log = TMP / f"{peer.name}.log"
         out = TMP / f"{peer.name}.out"
         with out.open("wb") as stdout, self._log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                peer.command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=TMP
+                peer.serving(protocol),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=TMP,
+                env=os.environ | peer.environment,
             )
         try:
             self.port = self._wait_until_listening(out)
@@ -95,6 +168,21 @@ class Server:
 
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def run_on(self, cores: set[int]) -> None:
+        """Lets all threads of the server run on these cores only."""
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            # A thread may end meanwhile.
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), cores)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all living threads."""
+        nanos = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with suppress(FileNotFoundError):
+                nanos += int((task / "schedstat").read_text().split()[0])
+        return nanos / 1e9
 
     def wait_until_memory_rests(self) -> None:
         """Returns when resident memory has stopped shrinking.
@@ -120,7 +208,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
-        # The BEAM answers SIGTERM with an orderly end, the others die of it.
+        # The BEAM and our own answer SIGTERM with an orderly end, the others die of it.
         if status not in (0, -signal.SIGTERM):
             print(f"{self.peer.name} ended with status {status}, see {self._log.name}", flush=True)
 
@@ -129,8 +217,8 @@ class Server:
         while time.monotonic() < deadline and self.alive():
             line = out.read_text()
             if line.startswith("listening ") and line.endswith("\n"):
-                return int(line.split()[1])
-            time.sleep(0.02)
+                return int(line.split()[1].rpartition(":")[2])
+            time.sleep(0.001)
         last_words = self._log.read_text(errors="replace")[-2000:].strip()
         raise RuntimeError(f"{self.peer.name} does not listen: {last_words}")
 

@@ -1,4 +1,4 @@
-"""echo.svg and echo.png: requests a second and CPU per request as ratios to uvloop."""
+"""The plots: against message size, against connections, and the loads of other kinds."""
 
 from __future__ import annotations
 
@@ -6,62 +6,160 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from peers import PEERS, REFERENCE
-from shapes import SHAPES
-from tables import ratios
+from peers import PEERS, REFERENCE, Peer
+from shapes import CONNECTIONS, GRID, SHAPES, SIZES, Shape, grid
+from tables import figures, ratios
 
 __all__ = ["draw"]
 
-PANELS = (
-    ("per_second", f"requests (or connections) a second, {REFERENCE} = 1; more is better"),
-    ("cpu_us", f"CPU of the server per request, {REFERENCE} = 1, doubling scale; less is better"),
+Results = dict[str, Any]
+
+FIGURES = (
+    ("per_second", "requests a second"),
+    ("cpu_us", "CPU, µs a request"),
+    ("p50_us", "p50, µs"),
+    ("p99_us", "p99, µs"),
+    ("p999_us", "p99.9, µs"),
 )
-# Whoever needs ten times the CPU would otherwise press all others flat.
-DOUBLING = "cpu_us"
+BARS = (
+    ("per_second", f"requests, connections or MiB a second, {REFERENCE} = 1; more is better"),
+    ("cpu_us", f"CPU of the server for each, {REFERENCE} = 1; less is better"),
+)
+# Ours in greens, those they are compared with in other colours, the limit in grey.
 COLOURS = {
-    "inherited": "#0b6e4f",
-    "letter": "#6bbf59",
+    "listener": "#00441b",
+    "inherited": "#1b8a4b",
+    "letter": "#8fd08f",
+    "plain": "#00a3a3",
+    "rust": "#b7410e",
+    "uvloop": "#d4a017",
     "asyncio": "#3b6fb6",
+    "rloop": "#7f7fff",
     "gen_tcp": "#a23b72",
-    "epoll": "#8a8a8a",
+    "gen_tcp_once": "#e08dc0",
+    "epoll": "#707070",
 }
 
 
-def draw(results: dict[str, Any], folder: Path) -> None:
-    """Writes both files; bars are medians over the rounds, whiskers the least and the most."""
+def draw(results: Results, folder: Path) -> list[str]:
+    """Draws what was measured, as SVG and PNG, and returns the names of the files. Lines and bars
+    are medians over the rounds; whiskers and bands the least and the most."""
     # Not plain imports: this file is type-checked where matplotlib is not installed.
     importlib.import_module("matplotlib").use("Agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
     pyplot.rcParams["svg.hashsalt"] = "echo"
-    figure, axes = pyplot.subplots(len(PANELS), 1, figsize=(13, 8), layout="constrained")
-    for axis, (figure_name, title) in zip(axes, PANELS, strict=True):
-        _panel(axis, results, figure_name)
-        axis.set_title(title, fontsize=10, loc="left")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.suptitle(
-        f"Echo beside {REFERENCE} in the same round; {results['plan']['rounds']} round(s); "
-        f"{results['machine']}; revision {results['revision']}",
-        fontsize=9,
-    )
-    figure.savefig(folder / "echo.svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(folder / "echo.png", dpi=110)
-    pyplot.close(figure)
-
-
-def _panel(axis: Any, results: dict[str, Any], figure_name: str) -> None:
     measured = {run["shape"] for run in results["runs"]}
-    shapes = [shape.name for shape in SHAPES if shape.name in measured]
-    peers = [peer for peer in PEERS if peer.name in COLOURS]
-    width = 0.8 / len(peers)
-    for index, peer in enumerate(peers):
+    drawn = []
+    sizes = [[grid(connections, size) for size in SIZES] for connections in CONNECTIONS]
+    connections = [[grid(number, size) for number in CONNECTIONS] for size in SIZES]
+    others = [shape for shape in SHAPES if shape not in GRID and shape.name in measured]
+    pictures = {
+        "by-size": _lines(pyplot, results, sizes, list(SIZES), list(SIZES.values())),
+        "by-connections": _lines(
+            pyplot, results, connections, list(CONNECTIONS), [f"{n:,}" for n in CONNECTIONS]
+        ),
+        "others": _bars(pyplot, results, others) if others else None,
+    }
+    for name, figure in pictures.items():
+        if figure is None:
+            continue
+        figure.suptitle(
+            f"{results['plan']['rounds']} round(s); {results['machine']}; "
+            f"revision {results['revision']}",
+            fontsize=9,
+        )
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(folder / f"{name}.png", dpi=80)
+        pyplot.close(figure)
+        drawn += [f"{name}.svg", f"{name}.png"]
+    return drawn
+
+
+def _lines(
+    pyplot: Any, results: Results, columns: list[list[Shape]], places: list[int], ticks: list[str]
+) -> Any:
+    """A column for each list of loads, a row for each figure; None when there is nothing."""
+    measured = {run["shape"] for run in results["runs"]}
+    columns = [column for column in columns if sum(shape.name in measured for shape in column) > 1]
+    if not columns:
+        return None
+    size = (4.2 * len(columns), 3.0 * len(FIGURES))
+    figure, axes = pyplot.subplots(
+        len(FIGURES), len(columns), figsize=size, layout="constrained", squeeze=False, sharey="row"
+    )
+    for row, (name, title) in enumerate(FIGURES):
+        for axis, column in zip(axes[row], columns, strict=True):
+            for peer in PEERS:
+                _line(axis, results, column, places, peer, name)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_xticks(places, ticks, fontsize=8)
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        axes[row][0].set_ylabel(title, fontsize=9)
+    for axis, column in zip(axes[0], columns, strict=True):
+        first, last = column[0].title, column[-1].title
+        axis.set_title(_common(first, last), fontsize=10, loc="left")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _common(first: str, last: str) -> str:
+    """What two loads have in common: the connections or the size."""
+    for one, other in zip(first.split(" x "), last.split(" x "), strict=True):
+        if one == other:
+            return one
+    return ""
+
+
+def _line(
+    axis: Any, results: Results, column: list[Shape], places: list[int], peer: Peer, name: str
+) -> None:
+    points = [
+        (place, found)
+        for place, shape in zip(places, column, strict=True)
+        if (found := figures(results, shape.name, peer.name, name))
+    ]
+    if points:
+        at = [place for place, _ in points]
+        axis.plot(
+            at,
+            [found.median for _, found in points],
+            color=COLOURS[peer.name],
+            marker="o",
+            markersize=3,
+            linewidth=1.2,
+            label=peer.title,
+        )
+        least = [found.least for _, found in points]
+        axis.fill_between(
+            at, least, [found.most for _, found in points], color=COLOURS[peer.name], alpha=0.12
+        )
+
+
+def _bars(pyplot: Any, results: Results, shapes: list[Shape]) -> Any:
+    """The loads that are not of the grid, as ratios."""
+    figure, axes = pyplot.subplots(len(BARS), 1, figsize=(14, 8), layout="constrained")
+    for axis, (name, title) in zip(axes, BARS, strict=True):
+        _panel(axis, results, shapes, name)
+        axis.set_title(title, fontsize=10, loc="left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _panel(axis: Any, results: Results, shapes: list[Shape], name: str) -> None:
+    width = 0.8 / len(PEERS)
+    for index, peer in enumerate(PEERS):
         label: str | None = peer.title
         for place, shape in enumerate(shapes):
-            found = ratios(results, shape, peer.name, figure_name)
+            found = ratios(results, shape.name, peer.name, name)
             if not found:
                 continue
             middle = found.median
             axis.bar(
-                place + (index - (len(peers) - 1) / 2) * width,
+                place + (index - (len(PEERS) - 1) / 2) * width,
                 middle,
                 width,
                 yerr=[[middle - found.least], [found.most - middle]],
@@ -71,9 +169,8 @@ def _panel(axis: Any, results: dict[str, Any], figure_name: str) -> None:
             )
             label = None
     axis.axhline(1.0, color="black", linewidth=1)
-    axis.set_xticks(range(len(shapes)), shapes, fontsize=8)
-    if figure_name == DOUBLING:
-        axis.set_yscale("log", base=2)
-        axis.yaxis.set_major_formatter("{x:g}")
-    axis.margins(y=0.1)
+    axis.set_xticks(range(len(shapes)), [shape.name for shape in shapes], fontsize=8)
+    # Whoever needs ten times as much would otherwise press all others flat.
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.grid(axis="y", alpha=0.3)

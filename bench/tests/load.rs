@@ -5,29 +5,58 @@ use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-struct EpollEcho {
+/// servers/epoll_server.c, compiled for these tests.
+fn epoll_server() -> Result<&'static str> {
+    static BUILT: OnceLock<bool> = OnceLock::new();
+    const PROGRAM: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/epoll_server");
+    const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/servers/epoll_server.c");
+    let built = BUILT.get_or_init(|| {
+        let flags = [
+            "-std=c11",
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-Wpedantic",
+            "-Werror",
+        ];
+        let compiled = Command::new("cc")
+            .args(flags)
+            .args(["-o", PROGRAM, SOURCE])
+            .status();
+        compiled.is_ok_and(|status| status.success())
+    });
+    if *built {
+        Ok(PROGRAM)
+    } else {
+        Err("cc failed".into())
+    }
+}
+
+struct EpollServer {
     child: Child,
     port: u16,
 }
 
-impl EpollEcho {
-    fn start() -> Result<EpollEcho> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_epoll_echo"))
+impl EpollServer {
+    fn start(protocol: &str) -> Result<EpollServer> {
+        let mut child = Command::new(epoll_server()?)
+            .arg(protocol)
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
         let port = line.trim().strip_prefix("listening ").ok_or("no port")?;
         let port = port.parse()?;
-        Ok(EpollEcho { child, port })
+        Ok(EpollServer { child, port })
     }
 }
 
-impl Drop for EpollEcho {
+impl Drop for EpollServer {
     fn drop(&mut self) {
         let killed = self.child.kill().and_then(|()| self.child.wait());
         assert!(killed.is_ok(), "{killed:?}");
@@ -44,7 +73,11 @@ fn load(address: SocketAddr, options: &str) -> Result<Output> {
 }
 
 fn passes_against_epoll_echo(options: &str) -> Result<()> {
-    let echo = EpollEcho::start()?;
+    passes("echo", options)
+}
+
+fn passes(protocol: &str, options: &str) -> Result<()> {
+    let echo = EpollServer::start(protocol)?;
     let pid = echo.child.id();
     let address = SocketAddr::from(([127, 0, 0, 1], echo.port));
     let output = load(address, &format!("{options} --json --pid {pid}"))?;
@@ -120,9 +153,59 @@ fn mixed_close_passes_against_a_right_server() -> Result<()> {
     passes_against_epoll_echo("--mixed-close --connections 5 --count 401")
 }
 
+#[test]
+fn pipelined_messages_pass_against_a_right_server() -> Result<()> {
+    passes_against_epoll_echo("--pipeline 16 --connections 5 --seconds 0.2")?;
+    // More than the sockets' buffers hold.
+    passes_against_epoll_echo("--pipeline 100 --connections 2 --size 100000 --seconds 0.2")
+}
+
+#[test]
+fn a_wrong_byte_among_pipelined_messages_is_a_failure() -> Result<()> {
+    let flip = |chunk: u32, bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        if chunk == 3 {
+            bytes[70] ^= 1;
+        }
+        Some(bytes)
+    };
+    let options = "--pipeline 4 --connections 1 --size 64 --seconds 0.3";
+    let output = load(serve(flip)?, options)?;
+    let text = String::from_utf8(output.stderr)?;
+    assert!(text.contains("wrong byte at offset"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn flows_pass_against_a_right_server() -> Result<()> {
+    passes("flow", "--upload --connections 3 --seconds 0.2")?;
+    passes("flow", "--download --connections 3 --seconds 0.2")
+}
+
+#[test]
+fn an_upload_that_was_not_counted_is_a_failure() -> Result<()> {
+    let output = load(
+        serve(|_, _| Some(Vec::new()))?,
+        "--upload --connections 1 --seconds 0.1",
+    )?;
+    assert!(!output.status.success(), "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn a_download_of_other_bytes_is_a_failure() -> Result<()> {
+    let output = load(
+        serve(|_, _| Some(vec![0, 1, 3]))?,
+        "--download --connections 1",
+    )?;
+    let text = String::from_utf8(output.stderr)?;
+    assert!(text.contains("wrong bytes after 0"), "{text}");
+    Ok(())
+}
+
 /// What a run against the plain echo server printed.
 fn against_epoll_echo(options: &str) -> Result<String> {
-    let echo = EpollEcho::start()?;
+    let echo = EpollServer::start("echo")?;
     said(&load(
         SocketAddr::from(([127, 0, 0, 1], echo.port)),
         &format!("{options} --json"),

@@ -17,6 +17,9 @@ usage: load --address HOST:PORT [options]
   --idle M          further connections that stay silent; each must echo once at the end
   --greet           the idle ones echo once before they fall silent, too
   --pid PID         of the server: its CPU, resident memory and descriptors are reported
+  --pipeline N      so many messages are under way on each connection, without waiting for answers
+  --upload          one way, as much as goes in; --download: as much as comes out. Not an echo: see
+                    bench/README.md
   --churn           connect, one echo, close, and again
   --mixed-close     the same, closing in turn by FIN, by reset, by half-close, with unread data
   --count N         end --churn or --mixed-close after N connections instead of --seconds
@@ -37,6 +40,9 @@ usage: load --address HOST:PORT [options]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Steady,
+    Pipeline,
+    Upload,
+    Download,
     Churn,
     MixedClose,
     Rounds,
@@ -52,6 +58,9 @@ impl Mode {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Mode::Steady => "steady",
+            Mode::Pipeline => "pipeline",
+            Mode::Upload => "upload",
+            Mode::Download => "download",
             Mode::Churn => "churn",
             Mode::MixedClose => "mixed-close",
             Mode::Rounds => "rounds",
@@ -73,6 +82,7 @@ pub(crate) struct Args {
     pub(crate) size: usize,
     pub(crate) measured: Duration,
     pub(crate) warmup: Duration,
+    pub(crate) depth: usize,
     pub(crate) idle: usize,
     pub(crate) greet: bool,
     pub(crate) pid: Option<u32>,
@@ -100,6 +110,7 @@ impl Args {
             size: 64,
             measured: Duration::from_secs(3),
             warmup: Duration::from_secs(1),
+            depth: 0,
             idle: 0,
             greet: false,
             pid: None,
@@ -127,6 +138,12 @@ impl Args {
                 "--greet" => args.greet = true,
                 "--pid" => args.pid = Some(value(&word, next()?)?),
                 "--count" => args.count = Some(value(&word, next()?)?),
+                "--pipeline" => {
+                    args.mode = Mode::Pipeline;
+                    args.depth = value(&word, next()?)?;
+                }
+                "--upload" => args.mode = Mode::Upload,
+                "--download" => args.mode = Mode::Download,
                 "--churn" => args.mode = Mode::Churn,
                 "--mixed-close" => args.mode = Mode::MixedClose,
                 "--rounds" => {
@@ -172,6 +189,9 @@ impl Args {
         }
         if self.window == 0 || self.interval.is_zero() {
             return Err("--window and --interval must be positive".into());
+        }
+        if self.mode == Mode::Pipeline && self.depth == 0 {
+            return Err("--pipeline must be at least 1".into());
         }
         Ok(())
     }

@@ -1,9 +1,11 @@
 //! A closed-loop echo load client: one thread, one epoll, every byte checked.
 //!
 //! Each connection sends a message, waits until all of it has come back, compares every byte, and
-//! sends the next. Three modes measure speed:
+//! sends the next. These modes measure speed:
 //!
 //! - steady (default): connections stay open; requests a second, latency, CPU of the server;
+//! - `--pipeline`: the same with many messages under way on each connection;
+//! - `--upload`, `--download`: one way, MiB a second;
 //! - `--churn`: connect, one echo, close, again; connections a second;
 //! - `--mixed-close`: the same until `--count`, ending connections in four different ways.
 //!
@@ -31,9 +33,11 @@ mod crowd;
 mod deadline;
 mod dribble;
 mod findings;
+mod flow;
 mod histogram;
 mod hoard;
 mod message;
+mod pipeline;
 mod poll;
 mod probe;
 mod process;
@@ -69,6 +73,8 @@ fn run() -> Result<()> {
     };
     let (json, text) = match args.mode {
         Mode::Steady => told(steady::run(&args)?),
+        Mode::Pipeline => told(pipeline::run(&args)?),
+        Mode::Upload | Mode::Download => told(flow::run(&args)?),
         Mode::Churn | Mode::MixedClose => told(churn::run(&args)?),
         Mode::Rounds => found(rounds::run(&args)?),
         Mode::Crowd => found(crowd::run(&args)?),

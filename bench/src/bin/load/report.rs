@@ -16,7 +16,7 @@ pub(crate) struct Report {
     pub(crate) idle: usize,
     pub(crate) size: usize,
     pub(crate) elapsed: Duration,
-    /// Requests, or connections when each lives for one request.
+    /// Requests; connections when each lives for one request; MiB of a flow.
     pub(crate) count: u64,
     pub(crate) fewest_per_connection: u64,
     pub(crate) latency: Histogram,
@@ -101,10 +101,10 @@ impl ServerCost {
 
 impl Report {
     pub(crate) fn text(&self) -> String {
-        let unit = if self.mode == Mode::Steady {
-            "requests"
-        } else {
-            "connections"
+        let unit = match self.mode {
+            Mode::Churn | Mode::MixedClose => "connections",
+            Mode::Upload | Mode::Download => "MiB",
+            _ => "requests",
         };
         let mut text = format!(
             "{}: {} connections, {} idle, {} bytes, {:.2} s, every byte right\n\

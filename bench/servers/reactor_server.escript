@@ -1,7 +1,8 @@
 #!/usr/bin/env escript
 %% -*- erlang -*-
-%%% Echo with py_reactor: Erlang accepts, a Python protocol of examples/ serves. The argument names it:
-%%% `letter` (echo.py) or `inherited` (my_protocols.py). Prints `listening PORT`.
+%%% py_reactor: a listener of its own (`listener'), or sockets that gen_tcp has accepted (`handoff').
+%%% The second argument names the Python protocol, as reactor_protocols.py has it. Prints
+%%% `listening PORT'.
 -mode(compile).
 
 -define(OPTIONS, [
@@ -12,27 +13,33 @@
     {ip, {127, 0, 0, 1}}
 ]).
 
-main([Protocol]) ->
-    Import = import(Protocol),
+main([How, Protocol]) when How =:= "listener"; How =:= "handoff" ->
     Root = filename:join([filename:dirname(filename:absname(escript:script_name())), "..", ".."]),
     add_code_path(filename:join([Root, "_build", "default", "lib"])),
     {ok, _} = application:ensure_all_started(py_reactor),
     ok = py:add_path(filename:join(Root, "examples")),
-    ok = py:exec([Import, "\nimport erlang.reactor as reactor\nreactor.set_protocol_factory(Echo)\n"]),
+    ok = py:add_path(filename:join([Root, "bench", "servers"])),
+    ok = py:exec([
+        "import reactor_protocols\nreactor_protocols.Wanted = reactor_protocols.named('", Protocol, "')\n"
+    ]),
+    serve(How);
+main(_) ->
+    stop("usage: reactor_server.escript listener|handoff inherited|letter|flow|http|h11").
+
+serve("listener") ->
+    {ok, _} = py_reactor:start_listener(bench, #{
+        ip => {127, 0, 0, 1}, port => 0, backlog => 1024, protocol => {reactor_protocols, 'Wanted'}
+    }),
+    settle(),
+    io:format("listening ~b~n", [py_reactor:get_port(bench)]),
+    receive after infinity -> ok end;
+serve("handoff") ->
+    ok = py:exec("import erlang.reactor\nerlang.reactor.set_protocol_factory(reactor_protocols.Wanted)\n"),
     {ok, Listener} = gen_tcp:listen(0, ?OPTIONS),
     {ok, Port} = inet:port(Listener),
     settle(),
     io:format("listening ~b~n", [Port]),
-    accept(Listener);
-main(_) ->
-    usage().
-
-import("letter") -> "from echo import EchoProtocol as Echo";
-import("inherited") -> "from my_protocols import MyProtocol as Echo";
-import(_) -> usage().
-
-usage() ->
-    stop("usage: reactor_echo.escript letter | inherited").
+    accept(Listener).
 
 add_code_path(Lib) ->
     case filelib:wildcard(filename:join([Lib, "*", "ebin"])) of
