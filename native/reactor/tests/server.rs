@@ -667,3 +667,22 @@ fn what_a_server_accepted_is_not_registered_again() {
     assert_eq!(client.read(&mut [0]).expect("an end"), 0);
     thread.join().expect("no panic");
 }
+
+#[test]
+fn a_drained_server_ends_though_somebody_held_the_last_descriptor() {
+    let seen = Arc::<Seen>::default();
+    let server = echo(&seen);
+    let thread = run(&server);
+    let mut client = connect(&server);
+    assert_eq!(exchange(&mut client, b"x"), b"x");
+    // As each use of a link does for a moment.
+    let held = lock(&seen.links)[0].descriptor().expect("it is open");
+    server.stop(LONG);
+    drop(client);
+    until("the end", || seen.ends() == 1);
+    // Long enough for the engine to sleep again.
+    thread::sleep(Duration::from_millis(100));
+    drop(held);
+    until("the end of the run", || thread.is_finished());
+    thread.join().expect("no panic");
+}
