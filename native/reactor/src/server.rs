@@ -205,6 +205,14 @@ impl<O: Send + 'static> Server<O> {
             self.let_in(acceptor, door);
         }
         acceptor.shut();
+        // Whoever holds the last descriptor for a moment, as each use of a link does, ends its
+        // connection on a thread that the run does not hear of otherwise.
+        let (run, ended) = (Arc::clone(door.mailbox()), Arc::clone(door.mailbox()));
+        self.service.when_active(
+            0..=0,
+            Box::new(move || ended.is_stopping()),
+            Box::new(move |_| run.review()),
+        );
     }
 
     /// Accepts those who wait in the backlog: no more than it holds, for others may come without
