@@ -15,6 +15,7 @@ listeners and contexts instead: ``py_reactor:start_listener/2``, ``py_reactor_co
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import logging
 import math
@@ -46,6 +47,9 @@ _log = logging.getLogger("erlang.reactor")
 
 _INTERRUPT_AFTER_S = 1.0
 """So long after the time to drain a callback has that keeps the server from its end."""
+
+_LOG_S = 1.0
+"""So long the end of a run waits for a log line that does not get through."""
 
 _MOST_S = 0x7FFFFFFF // 1000
 """The longest time of an option: 24 days, as in Erlang's options."""
@@ -259,6 +263,7 @@ class Reactor:
             signal.set_wakeup_fd(wakeup_fd)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            asked.wait()
 
 
 class Server(Reactor):
@@ -384,21 +389,43 @@ class _AskedBySignal:
         self._run = run
         self._shutdown_s = shutdown_s
         self._asked_at: float | None = None
+        self._written: list[_thread.LockType] = []
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         now = time.monotonic()
         if self._asked_at is None:
             self._asked_at = now
-            _log.info("%s: no more connections; those that are open may end", name)
+            self._tell("%s: no more connections; those that are open may end", name)
             self._run.stop(self._shutdown_s)
             return
         if now - self._asked_at < SAME_SIGNAL_S:
             return
-        _log.info("%s again: closing all connections", name)
+        self._tell("%s again: closing all connections", name)
         self._run.stop(0)
         if self._run.native.is_busy():
             raise Interrupted(name)
+
+    def _tell(self, message: str, name: str) -> None:
+        """Log it on another thread: what the signal interrupts may be somebody who logs, or writes
+        where the log goes, and neither can be entered twice. Not by `threading`, for the same
+        reason."""
+        written = _thread.allocate_lock()
+        written.acquire()
+        self._written.append(written)
+
+        def tell() -> None:
+            try:
+                _log.info(message, name)
+            finally:
+                written.release()
+
+        _thread.start_new_thread(tell, ())
+
+    def wait(self) -> None:
+        """Wait until all is logged."""
+        for written in self._written:
+            written.acquire(timeout=_LOG_S)
 
 
 class _Run:
