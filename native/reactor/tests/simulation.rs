@@ -494,3 +494,34 @@ proptest! {
         prop_assert_eq!(play(&steps, Script::echo()), play(&steps, Script::echo()));
     }
 }
+
+#[test]
+fn no_callback_begins_for_whoever_was_ended_and_resumed_before() {
+    for (first, second) in [
+        (Action::Close, Action::WritePending),
+        (Action::WritePending, Action::Close),
+        (Action::Abort, Action::WritePending),
+    ] {
+        let mut stage = Stage::new();
+        let (peer, record) = stage.connect(Script::default());
+        let descriptor = peer.link().descriptor().expect("it is open");
+        for action in [first, second] {
+            owner(&descriptor).resume(action).expect("it is open");
+        }
+        drop(descriptor);
+        stage.run();
+        assert_eq!(count(&record.writable), 0, "{first:?}, {second:?}");
+        assert!(record.is_lost());
+    }
+}
+
+#[test]
+fn whoever_was_ended_is_not_asked_to_end() {
+    let mut stage = Stage::new();
+    let script = Script::default().on_draining(|_, _| Err(Reason::Exception));
+    let (peer, record) = stage.connect(script);
+    peer.link().abort().expect("it is open");
+    stage.simulation.drain();
+    stage.run();
+    assert_eq!(record.reason(), Reason::Aborted);
+}
