@@ -36,6 +36,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
                     if self.slots.find(key).is_some() {
                         self.unpark(key, Readiness::default());
                         self.guarded(handler, key.slot, |engine, handler, slot| {
+                            engine.look_for_end(handler, slot);
                             engine.apply(handler, slot, Ok(action));
                             engine.settle(handler, slot);
                         });
@@ -125,6 +126,7 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
             Stage::Draining => {
                 self.unpark(key, Readiness::default());
                 self.guarded(handler, slot, |engine, handler, slot| {
+                    engine.look_for_end(handler, slot);
                     engine.drain(handler, slot);
                     engine.settle(handler, slot);
                 });
