@@ -683,3 +683,21 @@ server.run()
             client.socket.close()
     started.signal(signal.SIGTERM)
     assert started.ends() == 0
+
+
+def test_a_run_that_cannot_begin_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    server = Server(Echo)
+    with monkeypatch.context() as patch:
+        # What the signals need; without a descriptor left it fails like this.
+        patch.setattr(socket, "socketpair", no_descriptor)
+        with pytest.raises(OSError, match="Too many open files"):
+            server.run()
+    stopping = threading.Thread(target=server.stop, daemon=True)
+    stopping.start()
+    stopping.join(PATIENCE_S)
+    assert not stopping.is_alive()
+    with server:
+        assert ask(server.address, b"hello") == b"hello"
