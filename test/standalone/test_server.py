@@ -701,3 +701,29 @@ def test_a_run_that_cannot_begin_has_ended(monkeypatch: pytest.MonkeyPatch) -> N
     assert not stopping.is_alive()
     with server:
         assert ask(server.address, b"hello") == b"hello"
+
+
+
+def test_a_child_that_a_signal_handler_forks_never_comes_back_into_the_loop(
+    programs: list[Program], folder: Path
+) -> None:
+    text = f"""
+def fork(*_):
+    if os.fork():
+        print("forked", file=sys.stderr, flush=True)
+
+signal.signal(signal.SIGUSR1, fork)
+server = Server(Echo)
+{SAY}
+server.run()
+"""
+    started = program(programs, folder, text)
+    with Client(port(started)) as client:
+        assert client.asks(b"hello") == b"hello"
+        for _ in range(3):
+            started.signal(signal.SIGUSR1)
+            started.says("forked")
+            assert client.asks(b"hello") == b"hello"
+            assert client.asks(b"pid") == str(started.popen.pid).encode()
+    started.signal(signal.SIGTERM)
+    assert started.ends() == 0
