@@ -727,3 +727,27 @@ server.run()
             assert client.asks(b"pid") == str(started.popen.pid).encode()
     started.signal(signal.SIGTERM)
     assert started.ends() == 0
+
+
+
+def test_any_number_of_seconds_is_a_time_to_stop() -> None:
+    for seconds in (1e9, 1e10, 1e300):
+        server = Server(Stubborn)
+        server.start()
+        with Client(server.address):
+            until(lambda: server.stats()["active"])
+            stopping = threading.Thread(target=server.stop, args=(seconds,))
+            stopping.start()
+            until(lambda: not is_listening(server))
+            assert stopping.is_alive()
+        stopping.join(PATIENCE_S)
+        assert not stopping.is_alive()
+        server.stop()
+
+
+def is_listening(server: Server) -> bool:
+    try:
+        socket.create_connection(server.address).close()
+    except ConnectionRefusedError:
+        return False
+    return True
