@@ -751,3 +751,31 @@ def is_listening(server: Server) -> bool:
     except ConnectionRefusedError:
         return False
     return True
+
+
+
+def test_callbacks_take_no_longer_than_the_time_that_goes_by() -> None:
+    class Busy(reactor.Protocol):
+        made = 0
+
+        def connection_made(self, fd: int, client_info: dict[str, Any]) -> None:
+            if Busy.made:
+                time.sleep(0.3)
+            Busy.made += 1
+
+        def data_received(self, data: bytes) -> reactor.Action:
+            return "write_pending"
+
+        def write_ready(self) -> reactor.Action:
+            # As one does that has more to write than there is room for.
+            return "continue" if Busy.made < 3 else "read_pending"
+
+    with Server(Busy) as server, Client(server.address) as busy:
+        began = time.monotonic()
+        busy.says(b"x")
+        for number in (2, 3):
+            with Client(server.address):
+                until(lambda number=number: Busy.made == number)
+        until(lambda: not server.stats()["busy_ms"])
+        elapsed = time.monotonic() - began
+        assert server.stats()["callback_us"] / 1e6 <= elapsed
