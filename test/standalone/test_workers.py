@@ -315,3 +315,34 @@ def test_a_file_that_is_imported_later_is_watched_too(
     (folder / "later.py").write_text("x = 2\n")
     started.says("later.py has changed: reloading")
     started.says("^reloaded$")
+
+
+@pytest.mark.parametrize("said", [r"b'junk\n'", r"b'[1]\n'", r"b'\xff\n'"])
+def test_a_worker_that_says_nonsense_ends_nobody_else(
+    programs: list[Program], folder: Path, said: str
+) -> None:
+    # It closes what is not its own, and the next one to write to the number means another.
+    module = folder / "protocols.py"
+    text = f"""
+def say():
+    import os, sys
+    number = int(sys.argv[sys.argv.index("--control") + 1])
+    os.write(number, {said})
+"""
+    module.write_text(
+        module.read_text() + text + "\nclass Nonsense(Echo):\n"
+        "    def data_received(self, data):\n"
+        "        if data == b'say':\n            say()\n"
+        "        return super().data_received(data)\n"
+    )
+    started = Program(*SERVE, "protocols:Nonsense", "--workers", "2", "--port", "0", cwd=folder)
+    programs.append(started)
+    address = started.address()
+    workers = pids(address, 2)
+    with Client(address) as client:
+        mad = int(client.asks(b"pid"))
+        client.says(b"say")
+        started.says(f"worker {mad} ended")
+    assert len(pids(address, 2) & workers) == 1
+    started.signal(signal.SIGTERM)
+    assert started.ends() == 0
