@@ -592,3 +592,33 @@ def test_the_same_script_is_the_same_story(script: list[tuple[str, Any]]) -> Non
 def test_all_public_names_are_there() -> None:
     assert all(hasattr(testing, name) for name in testing.__all__)
     assert sorted(testing.__all__) == testing.__all__
+
+
+def test_who_may_not_end_a_simulation_does_not(drive: StartDrive) -> None:
+    class Closing(Echo):
+        simulation: Simulation
+
+        def data_received(self, data: bytes) -> None:
+            with pytest.raises(RuntimeError, match="a callback cannot drive it"):
+                self.simulation.close()
+            super().data_received(data)
+
+    def close_elsewhere() -> None:
+        with pytest.raises(RuntimeError, match="by the thread that began it"):
+            simulation.close()
+        refused.append(True)
+
+    refused: list[bool] = []
+    with Simulation(Closing) as simulation:
+        wire = simulation.connect()
+        Closing.simulation = simulation
+        wire.send(b"x")
+        assert (wire.received, wire.closed) == (b"x", False)
+        other = threading.Thread(target=close_elsewhere)
+        other.start()
+        other.join()
+        assert refused == [True]
+        wire.send(b"y")
+        assert (wire.received, wire.closed) == (b"xy", False)
+    del Closing.simulation
+    assert wire.reason == "stopped"
