@@ -32,7 +32,10 @@ class Lines:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _MAX_LINE_BYTES:
             raise ValueError("a line without an end")
-        return [json.loads(line) for line in lines]
+        messages = [json.loads(line) for line in lines]
+        if not all(isinstance(message, dict) for message in messages):
+            raise ValueError("a message is an object")
+        return messages
 
 
 def send(to: socket.socket, message: dict[str, Any]) -> None:

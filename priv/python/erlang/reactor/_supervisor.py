@@ -323,7 +323,11 @@ class _Process:
             return []
         except ConnectionError:
             return None
-        return self._lines.feed(data) if data else None
+        try:
+            return self._lines.feed(data) if data else None
+        except ValueError:
+            # Somebody in there writes to what is not his: no word of it counts any more.
+            return None
 
     def is_deaf(self) -> None:
         """Its end is closed: it is ending, or somebody in there closes what is not his."""
