@@ -201,8 +201,9 @@ class Simulation:
             for number in self._pieces:
                 self._collect(number)
         finally:
-            self._over = True
+            # Refused to a callback and to another thread: then it goes on.
             _erlang.simulation_close(self._native)
+            self._over = True
 
     def _collect(self, number: int) -> list[bytes]:
         pieces = self._pieces.setdefault(number, [])
