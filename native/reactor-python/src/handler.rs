@@ -110,7 +110,8 @@ pub struct PythonHandler<'py, S> {
     activity: Arc<Activity>,
     /// The last answer was None, with nothing to write.
     said_nothing: Cell<bool>,
-    /// The last callback since the worker slept, and the number of its descriptor.
+    /// The last job since the worker slept, if it was a callback that is counted, and the number of
+    /// its descriptor.
     last: Cell<Option<(i32, Span)>>,
     surroundings: S,
 }
@@ -152,6 +153,7 @@ impl<'py, S: Surroundings> PythonHandler<'py, S> {
     /// `__repr__` of a wrong answer or a `write_buffer` that is a property. All of it can be
     /// interrupted.
     fn watch<T>(&self, at_once: Option<Span>, event: impl FnOnce() -> T) -> (T, Span) {
+        self.last.set(None);
         let (result, span) = self.activity.watch(self.py, at_once, event);
         self.surroundings.callback_returned();
         (result, span)
@@ -585,6 +587,7 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
             recipe,
             reply,
         } = opening;
+        self.last.set(None);
         let activity = Arc::clone(&self.activity);
         let (opened, span) = activity.watch(self.py, None, || {
             self.open(descriptor, &info, recipe.as_deref())
@@ -735,6 +738,7 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         };
         match *errand {
             Errand::Prepare { recipe, reply } => {
+                self.last.set(None);
                 let activity = Arc::clone(&self.activity);
                 let (prepared, _) = activity.watch(self.py, None, || {
                     self.factory(Some(&recipe))
