@@ -243,12 +243,14 @@ impl Activity {
                 &*subject.descriptor,
             )
         };
+        // First of all: a metaclass may make `__module__` a property, and once code of the user runs
+        // the other thread may too, and the descriptor go.
+        let peer = descriptor.peer();
+        let peer = peer.map_or_else(String::new, |peer| peer.to_string());
         let class = match protocol.cast::<PyType>() {
             Ok(class) => plain_name(class),
             Err(_) => plain_name(&protocol.get_type()),
         };
-        let peer = descriptor.peer();
-        let peer = peer.map_or_else(String::new, |peer| peer.to_string());
         (class, peer)
     }
 
