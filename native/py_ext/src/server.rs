@@ -22,7 +22,7 @@ use reactor::{
 use reactor_python::value::{Types, Value, from_python};
 use reactor_python::{Activity, Opening, PythonHandler, Recipe, adopt, endpoint_to_python, forks};
 
-use crate::surroundings::Plain;
+use crate::surroundings::{Plain, end_in_child};
 
 /// Beyond what any clock tells.
 const FAR: Duration = Duration::from_secs(u32::MAX as u64);
@@ -165,6 +165,7 @@ impl Server {
         let counters = Arc::clone(engine.reactor().counters());
         let activity = Arc::new(Activity::default());
         let plain = Plain::new(report);
+        let generation = plain.generation();
         let handler = PythonHandler::new(py, counters, Arc::clone(&activity), plain)?;
         let mut handler = handler.with_factory(factory);
         let mut waiting = Some(started);
@@ -176,6 +177,12 @@ impl Server {
             }
             shortage.tell(engine, short)?;
             if signals { py.check_signals() } else { Ok(()) }
+        };
+        let mut look = || {
+            let looked = look();
+            // A handler of a signal may have forked, and this be the child.
+            end_in_child(generation);
+            looked
         };
         let between = || match look() {
             Ok(()) => ControlFlow::Continue(()),

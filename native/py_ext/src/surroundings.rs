@@ -18,6 +18,29 @@ impl Plain {
             generation: forks::generation(),
         }
     }
+
+    /// In which the run began.
+    pub(crate) const fn generation(&self) -> u32 {
+        self.generation
+    }
+}
+
+/// A child that was forked since has the parent's descriptors and would serve its connections a second
+/// time. It ends as a program does that has come to its end.
+pub(crate) fn end_in_child(generation: u32) {
+    if forks::generation() == generation {
+        return;
+    }
+    Python::attach(|py| {
+        for stream in ["stdout", "stderr"] {
+            // Nobody is left to tell.
+            let _ = py
+                .import("sys")
+                .and_then(|sys| sys.getattr(stream))
+                .and_then(|stream| stream.call_method0("flush"));
+        }
+    });
+    forks::leave(0);
 }
 
 impl Surroundings for Plain {
@@ -39,22 +62,8 @@ impl Surroundings for Plain {
         });
     }
 
-    /// A child has the parent's descriptors and would serve its connections a second time. It ends as a
-    /// program does that has come to its end.
     fn callback_returned(&self) {
-        if forks::generation() == self.generation {
-            return;
-        }
-        Python::attach(|py| {
-            for stream in ["stdout", "stderr"] {
-                // Nobody is left to tell.
-                let _ = py
-                    .import("sys")
-                    .and_then(|sys| sys.getattr(stream))
-                    .and_then(|stream| stream.call_method0("flush"));
-            }
-        });
-        forks::leave(0);
+        end_in_child(self.generation);
     }
 
     fn resting(&self) {}
