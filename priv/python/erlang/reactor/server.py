@@ -151,11 +151,15 @@ class Reactor:
             OSError: it was stopped before and cannot listen again.
         """
         run = self._begin()
-        if threading.current_thread() is threading.main_thread():
-            with self._signals(run):
-                run.serve(signals=True)
-        else:
-            run.serve(signals=False)
+        try:
+            if threading.current_thread() is threading.main_thread():
+                with self._signals(run):
+                    run.serve(signals=True)
+            else:
+                run.serve(signals=False)
+        finally:
+            # Also of one that never began: no descriptor was left for the signals, or one came.
+            run.ended.set()
 
     def start(self) -> None:
         """Serve on a thread of its own, until `stop`, or until the program ends.
@@ -194,6 +198,8 @@ class Reactor:
         within_s = self._shutdown_s if timeout is None else timeout
         if not within_s >= 0:
             raise ValueError(f"a timeout is a number of seconds, 0 or more, not {timeout}")
+        if within_s > _MOST_S:
+            within_s = math.inf
         with self._lock:
             native, run = self._native, self._run
             if native is None or not native.is_ours():
