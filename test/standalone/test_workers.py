@@ -346,3 +346,31 @@ def say():
     assert len(pids(address, 2) & workers) == 1
     started.signal(signal.SIGTERM)
     assert started.ends() == 0
+
+
+def test_a_worker_ends_that_loses_its_supervisor_before_it_runs(
+    programs: list[Program], folder: Path
+) -> None:
+    text = """
+import socket, sys, time
+from dataclasses import asdict
+from erlang.reactor import _worker
+from erlang.reactor.__main__ import _parser
+from erlang.reactor._serve import Settings
+
+class Worker(_worker._Worker):
+    def _tell(self, message, *files):
+        super()._tell(message, *files)
+        theirs.close()
+        time.sleep(0.5)
+
+chosen = _parser().parse_args(["serve", "protocols:Echo", "--port", "0", "--shutdown", "1s"])
+ours, theirs = socket.socketpair()
+_worker.send(theirs, {**asdict(Settings.of(chosen)), "listening": None})
+print("status", Worker(ours).run(), file=sys.stderr, flush=True)
+"""
+    (folder / "main.py").write_text(text)
+    started = Program("main.py", cwd=folder)
+    programs.append(started)
+    started.says("status 0")
+    assert started.ends() == 0
