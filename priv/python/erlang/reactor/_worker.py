@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import threading
+import time
+from functools import partial
 from typing import Any
 
 from erlang.reactor._control import Lines, send
@@ -16,6 +18,9 @@ from erlang.reactor.server import Server
 
 END_S = 5.0
 """So long after its time a worker ends by force, whatever its callbacks do."""
+
+STOP_AGAIN_S = 0.05
+"""Between two tries to stop a server that may be about to run."""
 
 
 def work(control_fd: int) -> int:
@@ -92,7 +97,14 @@ class _Worker:
         forced = threading.Timer(within_s + END_S, os._exit, [1])
         forced.daemon = True
         forced.start()
-        threading.Thread(target=self._server.stop, args=(within_s,), daemon=True).start()
+        stop = partial(self._stop, self._server, within_s)
+        threading.Thread(target=stop, daemon=True).start()
+
+    def _stop(self, server: Server, within_s: float) -> None:
+        while True:
+            # What has yet to run is only closed by it, and listens again when it runs.
+            server.stop(within_s)
+            time.sleep(STOP_AGAIN_S)
 
     def _tell(self, message: dict[str, Any], *more_files: str | None) -> None:
         present = sorted({*files(), *filter(None, more_files)})
