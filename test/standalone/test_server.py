@@ -720,7 +720,7 @@ server.run()
     started = program(programs, folder, text)
     with Client(port(started)) as client:
         assert client.asks(b"hello") == b"hello"
-        for _ in range(3):
+        for _ in range(20):
             started.signal(signal.SIGUSR1)
             started.says("forked")
             assert client.asks(b"hello") == b"hello"
