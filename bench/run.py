@@ -382,7 +382,7 @@ def main() -> int:
     drawn = plot.draw(results, RESULTS)
     failed = [found for found in [*runs, *memory_runs(memory)] if "error" in found]
     print(f"wrote {RESULTS.relative_to(ROOT)}/results.md, results.json, {', '.join(drawn)}")
-    print(f"{len(runs)} runs, {len(failed)} failed, {len(skipped)} servers skipped")
+    print(f"{len(runs)} runs, {len(failed)} failed, {len(skipped)} skipped")
     return 1 if failed else 0
 
 

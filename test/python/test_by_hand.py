@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import array
+import mmap
 import socket
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 import erlang
 import erlang.reactor as reactor
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Drive = Callable[[reactor.ProtocolFactory], tuple[reactor.Protocol, socket.socket]]
 
@@ -84,6 +90,55 @@ def test_read_raises_while_nothing_is_there(drive: Drive) -> None:
     assert protocol.read(100) == b"x"
     far.close()
     assert protocol.read(100) == b""
+
+
+def shared(data: bytes) -> mmap.mmap:
+    memory = mmap.mmap(-1, len(data))
+    memory[:] = data
+    return memory
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        b"234",
+        bytearray(b"234"),
+        memoryview(b"1234")[1:],
+        memoryview(bytearray(b"12345"))[1:4],
+        memoryview(memoryview(b"1234")[1:]),
+        memoryview(b"2x3x4x")[::2],
+        array.array("B", b"234"),
+        memoryview(array.array("B", b"1234"))[1:],
+        memoryview(shared(b"1234"))[1:],
+    ],
+    ids=lambda buffer: type(getattr(buffer, "obj", buffer)).__name__,
+)
+def test_write_takes_every_kind_of_buffer(drive: Drive, buffer: Buffer) -> None:
+    protocol, far = drive(Echo)
+    assert protocol.write(buffer) == 3
+    assert far.recv(9) == b"234"
+
+
+def test_write_takes_an_empty_view(drive: Drive) -> None:
+    protocol, _ = drive(Echo)
+    assert protocol.write(memoryview(b"1234")[4:]) == 0
+
+
+def test_write_takes_no_view_that_was_released(drive: Drive) -> None:
+    protocol, _ = drive(Echo)
+    view = memoryview(b"1234")
+    view.release()
+    with pytest.raises(ValueError, match="released"):
+        protocol.write(view)
+
+
+def test_a_bytearray_that_was_written_through_a_view_can_grow_again(drive: Drive) -> None:
+    protocol, _ = drive(Echo)
+    data = bytearray(b"1234")
+    view = memoryview(data)
+    assert protocol.write(view) == 4
+    view.release()
+    data += b"5"
 
 
 def test_write_takes_nothing_when_the_kernel_is_full(drive: Drive) -> None:

@@ -7,7 +7,6 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{
     PyBlockingIOError, PyBrokenPipeError, PyOSError, PyRuntimeError, PyValueError,
 };
@@ -79,8 +78,7 @@ fn connection_write(connection: &Bound<'_, PyAny>, data: &Bound<'_, PyAny>) -> P
     if let Ok(bytes) = data.cast::<PyByteArray>() {
         return handle::with_bytes(bytes, |bytes| send(&descriptor, bytes));
     }
-    let bytes = PyBuffer::<u8>::get(data)?.to_vec(data.py())?;
-    send(&descriptor, &bytes)
+    handle::with_buffer(data, |bytes| send(&descriptor, bytes))?
 }
 
 /// The first failure of a stream is not raised: the engine sees it and closes the

@@ -11,9 +11,10 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyCapsule};
+use pyo3::types::{PyByteArray, PyBytes, PyCapsule, PyMemoryView};
 use reactor::{AdoptError, Descriptor, Link};
 
 const NAME: &CStr = c"py_reactor.connection";
@@ -103,4 +104,40 @@ pub(crate) fn with_bytes<T>(
     // SAFETY: nobody resizes the bytearray while the slice lives: this thread holds the GIL
     // and `use_bytes`, which is one system call, neither runs Python nor lets the GIL go.
     use_bytes(unsafe { buffer.as_bytes() })
+}
+
+/// Runs `use_bytes` on the bytes of any buffer, as [`with_bytes`] does.
+///
+/// What a memoryview shows of bytes or a bytearray is not copied. Other memory, like that of a
+/// file, may change under us, GIL or not.
+///
+/// # Errors
+/// It is no buffer of bytes.
+pub(crate) fn with_buffer<T>(
+    object: &Bound<'_, PyAny>,
+    use_bytes: impl FnOnce(&[u8]) -> T,
+) -> PyResult<T> {
+    let buffer = PyBuffer::<u8>::get(object)?;
+    if !buffer.is_c_contiguous() || !shows_bytes(object)? {
+        return Ok(use_bytes(&buffer.to_vec(object.py())?));
+    }
+    let pointer = buffer.buf_ptr().cast::<u8>();
+    if pointer.is_null() {
+        return Ok(use_bytes(&[]));
+    }
+    // SAFETY: the buffer is contiguous and has so many bytes, and while we hold it nobody resizes
+    // what it belongs to. Nobody writes there either: that is a bytes or a bytearray, this thread
+    // holds the GIL, and `use_bytes` is as in `with_bytes`.
+    Ok(use_bytes(unsafe {
+        std::slice::from_raw_parts(pointer, buffer.len_bytes())
+    }))
+}
+
+/// Whether it is a memoryview whose memory is that of bytes or a bytearray.
+fn shows_bytes(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    if object.cast::<PyMemoryView>().is_err() {
+        return Ok(false);
+    }
+    let base = object.getattr("obj")?;
+    Ok(base.is_exact_instance_of::<PyBytes>() || base.is_exact_instance_of::<PyByteArray>())
 }
