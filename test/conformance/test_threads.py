@@ -160,3 +160,72 @@ def test_other_threads_may_go_on_while_the_connection_ends(serve: Serve) -> None
         assert client.receive(10) == b"x" * 10
         client.reset()
         assert client.skip_to("connection_lost")["reason"] in ("reset", "eof")
+
+
+def test_messages_of_another_thread_arrive_as_they_are_and_in_order(serve: Serve) -> None:
+    server = serve("""
+        sent = [[number] for number in range(1000)]
+        got = []
+
+        def message_received(self, message):
+            self.got.append(message)
+            return "continue"
+
+        def work(self):
+            def send():
+                self.results = [reactor.send(self, each) for each in self.sent]
+
+            thread = threading.Thread(target=send)
+            thread.start()
+            thread.join()
+            return self.results == [True] * len(self.sent)
+
+        def came(self):
+            return list(map(id, self.got)) == list(map(id, self.sent))
+    """)
+    client = server.connect()
+    assert client.evaluate("self.work()") is True
+    for number in range(1000):
+        assert client.next("message_received")["message"] == [number]
+    assert client.evaluate("self.came()") is True
+
+
+def test_messages_beyond_what_may_wait_are_an_error(serve: Serve) -> None:
+    server = serve("""
+        got = 0
+
+        def data_received(self, data):
+            self.hold()
+
+        def message_received(self, message):
+            self.got += 1
+            return "continue"
+
+        def flood(self):
+            taken = 0
+            try:
+                while reactor.send(self, None):
+                    taken += 1
+            except RuntimeError as error:
+                return [taken, str(error)]
+    """)
+    holder, flooded = server.connect(), server.connect()
+    holder.send(b"x")
+    holder.next("data_received")
+    holder.next("held")
+    taken, text = flooded.evaluate("self.flood()")
+    assert taken > 1000
+    assert "full" in text
+    holder.release()
+    server.fence()
+    assert flooded.evaluate("self.got") == taken
+
+
+def test_no_message_reaches_what_is_over(serve: Serve) -> None:
+    server = serve("""
+        def connection_lost(self):
+            self.tell("sent", result=reactor.send(self, 1))
+    """)
+    client = server.connect()
+    client.close()
+    assert client.next("sent")["result"] is False

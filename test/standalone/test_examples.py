@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from programs import PATIENCE_S, ask
+from programs import PATIENCE_S, Client, Program, ask
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -31,3 +33,14 @@ def test_in_a_thread_asks_itself() -> None:
     assert result.stdout.startswith("hello from port ")
     assert result.stdout.endswith("1 connection\n")
     assert result.stderr == ""
+
+
+def test_digests_come_from_other_threads(programs: list[Program]) -> None:
+    serve = ("-m", "erlang.reactor", "serve", "digests:Digests", "--port", "0")
+    started = Program(*serve, cwd=EXAMPLES)
+    programs.append(started)
+    with Client(started.address()) as client:
+        for word in (b"one", b"two"):
+            digest = hashlib.scrypt(word, salt=b"salt", n=2**14, r=8, p=1)
+            client.says(word)
+            assert client.socket.recv(len(digest), socket.MSG_WAITALL) == digest

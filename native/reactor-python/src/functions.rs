@@ -31,6 +31,7 @@ pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(connection_write, module)?)?;
     module.add_function(wrap_pyfunction!(connection_flush, module)?)?;
     module.add_function(wrap_pyfunction!(connection_resume, module)?)?;
+    module.add_function(wrap_pyfunction!(connection_send, module)?)?;
     module.add_function(wrap_pyfunction!(connection_peer, module)?)?;
     module.add_function(wrap_pyfunction!(connection_open, module)?)?;
     module.add_function(wrap_pyfunction!(connection_close, module)?)?;
@@ -111,7 +112,19 @@ fn connection_resume(connection: &Bound<'_, PyAny>, action: &str) -> PyResult<bo
     let Some(action) = Action::from_word(action) else {
         return Err(PyValueError::new_err(format!("{action:?} is no action")));
     };
-    match with_owner(connection, |owner| owner.resume(action))? {
+    sent(with_owner(connection, |owner| owner.resume(action))?)
+}
+
+/// Has `message_received` called with a message, from any thread.
+#[pyfunction]
+fn connection_send(connection: &Bound<'_, PyAny>, message: Py<PyAny>) -> PyResult<bool> {
+    let link = handle::link(connection)?;
+    sent(with_owner(connection, |_| link.send(Box::new(message)))?)
+}
+
+/// Whether something got through to the engine; an exception if it could not be kept.
+fn sent(result: Option<Result<(), SendError>>) -> PyResult<bool> {
+    match result {
         Some(Ok(())) => Ok(true),
         None | Some(Err(SendError::Closed)) => Ok(false),
         Some(Err(error @ SendError::Full)) => Err(PyRuntimeError::new_err(error.to_string())),

@@ -712,11 +712,16 @@ impl<'py, S: Surroundings> Handler for PythonHandler<'py, S> {
         descriptor: &Arc<Descriptor>,
         message: Payload,
     ) -> Verdict {
-        let Ok(message) = message.downcast::<Value>() else {
-            return Ok(Action::Continue);
-        };
         self.call_in(descriptor, || {
-            match value::to_python(self.py, &message, &self.types) {
+            let message = match message.downcast::<Value>() {
+                Ok(term) => value::to_python(self.py, &term, &self.types),
+                Err(object) => match object.downcast::<Py<PyAny>>() {
+                    Ok(object) => Ok(object.into_bound(self.py)),
+                    // Nobody sends anything else.
+                    Err(_) => return Ok(Action::Continue),
+                },
+            };
+            match message {
                 Ok(message) => self.call(
                     connection,
                     descriptor,

@@ -136,7 +136,7 @@ counters! {
     wakes: Counter,
     /// Times that data came in and was handed to a protocol.
     reads: Counter,
-    /// Calls into a protocol.
+    /// Calls into a protocol (of Python).
     callbacks: Counter,
     /// Microseconds spent in calls into a protocol.
     callback_us: Micros,

@@ -20,8 +20,10 @@ use crate::reason::Reason;
 /// What happens to one descriptor.
 ///
 /// All calls come from the thread that runs the reactor, one after the other. What they return
-/// says what happens next. Whatever that is, bytes that were written to the `connection` are sent
-/// first: [`WritePending`](Action::WritePending) need not be said for them.
+/// says what happens next. Bytes that were written to the `connection` are sent before that:
+/// [`WritePending`](Action::WritePending) need not be said for them. Only
+/// [`Pause`](Action::Pause) keeps them until the connection is [resumed](Link::resume), and
+/// [`Abort`](Action::Abort) throws them away.
 ///
 /// A panic costs this one connection, which is then over for [`Reason::Exception`].
 pub trait EventHandler: Send {
@@ -184,10 +186,15 @@ impl ConnectionHandler {
             Action::Continue => self.has_more,
             Action::ReadPending | Action::Close | Action::Abort | Action::Pause => false,
         };
-        Ok(match action {
+        Ok(self.after_sending(action))
+    }
+
+    /// What is to be done where what was written goes first.
+    fn after_sending(&self, action: Action) -> Action {
+        match action {
             Action::ReadPending | Action::Continue if self.backlog() > 0 => Action::WritePending,
             other => other,
-        })
+        }
     }
 }
 
@@ -271,6 +278,13 @@ impl Handler for Events {
     fn draining(&mut self, at: &mut Registered, _: &Arc<Descriptor>) -> Verdict {
         let action = at.handler.handle_drain(&mut at.connection);
         at.connection.verdict(action)
+    }
+
+    fn resumed(&mut self, at: &mut Registered, action: Action) -> Action {
+        match action {
+            Action::ReadPending => at.connection.after_sending(action),
+            other => other,
+        }
     }
 
     fn message(&mut self, at: &mut Registered, _: &Arc<Descriptor>, message: Payload) -> Verdict {

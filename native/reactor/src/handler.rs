@@ -85,6 +85,12 @@ pub trait Handler {
         Ok(Action::Continue)
     }
 
+    /// Somebody outside gave the connection an action. What it means for this connection; by
+    /// default what it says.
+    fn resumed(&mut self, _: &mut Self::Connection, action: Action) -> Action {
+        action
+    }
+
     /// A message came over the connection's [`Link`](crate::Link).
     fn message(
         &mut self,

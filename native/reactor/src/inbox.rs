@@ -83,8 +83,8 @@ pub enum SendError {
 impl fmt::Display for SendError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
-            Self::Full => "the context is full",
-            Self::Closed => "the context has stopped",
+            Self::Full => "the queue is full",
+            Self::Closed => "it has stopped",
         })
     }
 }

@@ -56,7 +56,8 @@
 //!   answers, and the kernel is asked for room only while it refuses bytes.
 //! - Set a [timeout](ConnectionHandler::set_timeout), hold [reading](ConnectionHandler::hold_reading).
 //! - Give its [`Link`] to other threads, which [send](Link::send) it messages through a bounded
-//!   queue, [push](Link::push) bytes to its peer, or [close](Link::close) it.
+//!   queue, [push](Link::push) bytes to its peer, [resume](Link::resume) it after a pause, or
+//!   [close](Link::close) it.
 //! - Panic: that costs this one connection.
 //!
 //! It may not wait: all connections of one reactor share its thread. Descriptors that no acceptor

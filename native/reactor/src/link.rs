@@ -106,7 +106,8 @@ impl Link {
             .downcast_ref()
     }
 
-    /// Gives the connection a message, for the handler's
+    /// Gives the connection a message, for
+    /// [`EventHandler::handle_message`](crate::EventHandler::handle_message), or a handler's
     /// [`message`](crate::Handler::message).
     ///
     /// # Errors
@@ -114,6 +115,17 @@ impl Link {
     pub fn send(&self, message: Payload) -> Result<(), SendError> {
         self.open(|_, owner| owner.mailbox.send(Some(owner.key), message))
             .unwrap_or(Err(SendError::Closed))
+    }
+
+    /// Gives the connection an action from outside its callbacks, for instance to end a
+    /// [`Pause`](Action::Pause).
+    ///
+    /// # Errors
+    /// The connection is over, or as much waits for its worker as may.
+    pub fn resume(&self, action: Action) -> Result<(), SendError> {
+        let descriptor = self.descriptor().ok_or(SendError::Closed)?;
+        let owner = descriptor.owner().ok_or(SendError::Closed)?;
+        owner.resume(action)
     }
 
     /// Gives the connection bytes to send, in one piece, without asking the protocol. They go

@@ -686,3 +686,34 @@ fn a_drained_server_ends_though_somebody_held_the_last_descriptor() {
     until("the end of the run", || thread.is_finished());
     thread.join().expect("no panic");
 }
+
+#[test]
+fn what_was_written_before_a_pause_is_sent_after_it() {
+    struct Pauses(Arc<Seen>);
+    impl EventHandler for Pauses {
+        fn handle_read(&mut self, connection: &mut ConnectionHandler, data: &[u8]) -> Action {
+            lock(&self.0.links).push(Arc::clone(connection.link()));
+            connection.write(data);
+            Action::Pause
+        }
+    }
+    let seen = Arc::<Seen>::default();
+    let server = open(ServerOptions::default(), {
+        let seen = Arc::clone(&seen);
+        move || Pauses(Arc::clone(&seen))
+    });
+    let thread = run(&server);
+    let mut client = connect(&server);
+    for _ in 0..3 {
+        client.write_all(b"later").expect("it is open");
+        until("the pause", || !lock(&seen.links).is_empty());
+        let link = lock(&seen.links).remove(0);
+        link.resume(Action::ReadPending).expect("it is open");
+        let mut back = [0; 5];
+        client.read_exact(&mut back).expect("an answer");
+        assert_eq!(&back, b"later");
+    }
+    server.stop(LONG);
+    assert_eq!(client.read(&mut [0]).expect("an end"), 0);
+    thread.join().expect("no panic");
+}

@@ -37,7 +37,10 @@ impl<H: Handler, D: Demultiplexer> Engine<H, D> {
                         self.unpark(key, Readiness::default());
                         self.guarded(handler, key.slot, |engine, handler, slot| {
                             engine.look_for_end(handler, slot);
-                            engine.apply(handler, slot, Ok(action));
+                            if let Some(connection) = engine.slots.get(slot) {
+                                let action = handler.resumed(&mut connection.user, action);
+                                engine.apply(handler, slot, Ok(action));
+                            }
                             engine.settle(handler, slot);
                         });
                     }

@@ -50,6 +50,7 @@ __all__ = [
     "on_read_ready",
     "on_write_ready",
     "resume",
+    "send",
     "set_protocol_factory",
 ]
 
@@ -179,12 +180,12 @@ class Protocol:
         return "close"
 
     def message_received(self, message: object) -> Action | None:
-        """Erlang sent a message with ``py_reactor:send(Conn, Term)``.
+        """Erlang sent a message with ``py_reactor:send(Conn, Term)``, or Python with `send`.
 
         The default logs it and leaves it at that.
 
         Args:
-            message: the term, as the table of conversions has it.
+            message: the term, as the table of conversions has it; from Python the object itself.
         """
         cls = type(self)
         _log.warning(
@@ -200,9 +201,10 @@ class Protocol:
         """The listener takes no more connections and wants this one to end. Called once at
         most; at the listener's deadline the connection is closed.
 
-        The default closes as soon as there is nothing to read and nothing to write. A
-        protocol that knows better when its peer expects an answer overrides this: HTTP, for
-        instance, says ``Connection: close`` with the next response.
+        The default closes as soon as there is nothing to read and nothing to write; a peer that
+        has never spoken has a second to do so. A protocol that knows better when its peer
+        expects an answer overrides this: HTTP, for instance, says ``Connection:
+        close`` with the next response.
         """
         _erlang.connection_close_when_idle(self._handle)
         return "continue"
@@ -360,11 +362,15 @@ def get_protocol(fd: int) -> Protocol | None:
     return _registry.by_hand.get(fd) if protocol is None else protocol
 
 
-def resume(protocol: Protocol, action: Action = "read_pending") -> bool:
+def resume(protocol: Protocol, action: Action | None = None) -> bool:
     """Give a connection an action from outside its callbacks. Any thread may call it.
 
-    It ends a ``pause``, and works on a connection that is not paused too: for instance
-    ``write_pending`` after another thread put something into `write_buffer`.
+    It ends a ``pause``, and works on a connection that is not paused too: for instance after
+    another thread put something into `write_buffer`.
+
+    Args:
+        action: None means the same as from a callback: ``write_pending`` if `write_buffer` holds
+            something, else ``read_pending``.
 
     Returns:
         False if the connection is over.
@@ -374,7 +380,28 @@ def resume(protocol: Protocol, action: Action = "read_pending") -> bool:
             driven by hand.
         RuntimeError: the context is flooded with requests.
     """
+    if action is None:
+        action = "write_pending" if protocol.write_buffer else "read_pending"
     return _erlang.connection_resume(protocol._handle, action)
+
+
+def send(protocol: Protocol, message: object) -> bool:
+    """Have `Protocol.message_received` called with a message, on the thread of the connection: the
+    way back for what another thread has done. Any thread may call it; messages of one thread
+    arrive in order, also while the connection is paused.
+
+    Args:
+        message: any object, handed over as it is.
+
+    Returns:
+        False if the connection is over. One that ends before its turn gets no message any more.
+
+    Raises:
+        ValueError: the protocol has no connection yet or is driven by hand.
+        RuntimeError: as many messages wait as may, some thousands: the thread of the connection is
+            held up. Nothing was kept.
+    """
+    return _erlang.connection_send(protocol._handle, message)
 
 
 # Driving one descriptor by hand: the engine does not know of it, and nothing happens by

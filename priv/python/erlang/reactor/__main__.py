@@ -33,13 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: without the name of the program; by default those of this process.
     """
     _open_standard_streams()
-    chosen = _parser().parse_args(arguments)
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
     if not hasattr(_erlang, "Server"):
         print(f"{PROGRAM}: this is the Python inside the Erlang VM", file=sys.stderr)
         return 1
     # Each command imports what it needs, and no more.
     match chosen.command:
         case "serve":
+            if chosen.unix is not None and (chosen.host, chosen.port) != (None, None):
+                parser.error("--unix stands in place of --host and --port")
             from erlang.reactor._serve import serve
 
             return serve(chosen)
@@ -93,12 +96,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:CLASS",
         help="the class, or a callable that returns protocols; searched from the current folder on",
     )
-    add("--host", default="127.0.0.1", help="address or name to listen on (%(default)s)")
-    add("--port", type=_number(0, 65535), default=8000, help="0: any that is free (%(default)s)")
+    add("--host", help="address or name to listen on (127.0.0.1)")
+    add("--port", type=_number(0, 65535), help="0: any that is free (8000)")
     add("--unix", metavar="PATH", help="listen on a Unix socket instead; @NAME is an abstract one")
     add(
         "--max-connections",
-        type=_number(0),
+        type=_number(1),
         metavar="N",
         help="open at one time, in each worker; the rest waits (no limit)",
     )

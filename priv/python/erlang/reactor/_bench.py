@@ -47,7 +47,7 @@ class _Caller(Protocol):
 
     def data_received(self, data: bytes) -> Action:
         load = self._load
-        if data != load.message:
+        if self._heard or data != load.message:
             self._heard += data
             if len(self._heard) < len(load.message):
                 return "read_pending"

@@ -50,6 +50,8 @@ class Settings:
         if unix is not None and unix.startswith("@"):
             # As socat, ss and systemd write abstract names.
             named["unix"] = "\0" + unix[1:]
+        named["host"] = named["host"] or "127.0.0.1"
+        named["port"] = 8000 if named["port"] is None else named["port"]
         return cls(**named)
 
     def server(self, *, reuseport: bool = False, listening: int | None = None) -> Server:

@@ -27,10 +27,15 @@ def _is_terminal() -> bool:
         return False
 
 
-def start_logging(level: str) -> None:
-    """Send records to standard error, unless somebody has set up `logging` already."""
+def start_logging(level: str, several: bool = False) -> None:
+    """Send records to standard error, unless somebody has set up `logging` already.
+
+    :param several: other processes write there, too.
+    """
     erase = _ERASE if has_status_line() else ""
-    logging.basicConfig(level=level.upper(), format=f"{erase}%(asctime)s %(levelname)s %(message)s")
+    process = " %(process)d" if several else ""
+    form = f"{erase}%(asctime)s{process} %(levelname)s %(message)s"
+    logging.basicConfig(level=level.upper(), format=form)
 
 
 def say(text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from erlang.reactor._control import Lines, send
 from erlang.reactor._load import LoadError, files
 from erlang.reactor._serve import Settings, reason
-from erlang.reactor._terminal import start_logging
+from erlang.reactor._terminal import say, start_logging
 from erlang.reactor.server import Server
 
 END_S = 5.0
@@ -51,7 +51,7 @@ class _Worker:
         listening: int | None = said.pop("listening")
         settings = Settings(**said)
         self._shutdown_s = settings.shutdown
-        start_logging(settings.log_level)
+        start_logging(settings.log_level, several=settings.workers > 1)
         threading.Thread(target=self._obey, args=(first,), daemon=True).start()
         try:
             server = settings.server(reuseport=True, listening=listening)
@@ -94,7 +94,7 @@ class _Worker:
     def _end(self, within_s: float) -> None:
         if self._server is None:
             os._exit(0)
-        forced = threading.Timer(within_s + END_S, os._exit, [1])
+        forced = threading.Timer(within_s + END_S, _end_by_force)
         forced.daemon = True
         forced.start()
         stop = partial(self._stop, self._server, within_s)
@@ -111,3 +111,8 @@ class _Worker:
         if present != self._told:
             message["files"] = self._told = present
         send(self._control, message)
+
+
+def _end_by_force() -> None:
+    say(f"worker {os.getpid()} ends by force: a callback does not come back")
+    os._exit(1)

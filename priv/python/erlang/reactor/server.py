@@ -95,6 +95,7 @@ class Reactor:
         self._shutdown_s = shutdown_s
         self._lock = threading.Lock()
         self._run: _Run | None = None
+        self._last_stats: dict[str, Any] = {}
         self._bell = -1
         self._native: _erlang.Server | None = self._open()
 
@@ -205,6 +206,7 @@ class Reactor:
             if native is None or not native.is_ours():
                 return
             if run is None:
+                self._last_stats = native.stats()
                 self._native = None
                 return
             if run.ended.is_set():
@@ -230,7 +232,7 @@ class Reactor:
         """What is counted, in all runs together: the counters of a context. ``shortage`` says what
         is missing to accept clients, if something is."""
         native = self._native
-        return {} if native is None else native.stats()
+        return self._last_stats if native is None else native.stats()
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__qualname__} {self._where.text}>"
@@ -294,7 +296,8 @@ class Server(Reactor):
         high_water: with more bytes to be sent nothing is read,
         low_water: with less it goes on; by default 16384, or half of a smaller high water mark.
         slow_consumer: ``"drop_old"``, ``"drop_new"``, ``"disconnect"`` or ``("buffer", messages)``.
-        info: merged into the `client_info` of each protocol; with str as keys.
+        info: merged into the `client_info` of each protocol; with str as keys, and values that
+            Erlang has, too: numbers, str, bytes, lists, dicts. Other objects come by the factory.
         shutdown: seconds that the connections have to end when the server stops; None for as
             long as it takes.
         name: by which reports call it.
@@ -404,6 +407,8 @@ class _AskedBySignal:
             self._asked_at = now
             self._tell("%s: no more connections; those that are open may end", name)
             self._run.stop(self._shutdown_s)
+            # Whoever sends one signal, as systemd does, expects an end of it.
+            _thread.start_new_thread(self._run.wait, (self._shutdown_s,))
             return
         if now - self._asked_at < SAME_SIGNAL_S:
             return
@@ -540,6 +545,9 @@ def _options(
     _within("high_water", high_water, 1)
     if low_water is None:
         low_water = min(16_384, high_water // 2)
+    for key in info or {}:
+        if not isinstance(key, str):
+            raise TypeError(f"the keys of info are str, not {type(key).__name__}")
     if _within("low_water", low_water, 0) >= high_water:
         raise ValueError(f"low_water is less than high_water, not {low_water}")
     return {

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from traceback import format_exception
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -223,7 +224,12 @@ class Simulation:
         self.close()
         unknown = self._errors[self._known :]
         self._known = len(self._errors)
-        if exc is None and unknown:
+        if exc is not None:
+            # Most often it is the reason why what a test expects is not so.
+            for error in unknown:
+                text = "".join(format_exception(error)).rstrip()
+                exc.add_note(f"A callback had failed:\n{text}")
+        elif unknown:
             # What followed from the first failure is told with it.
             for error in unknown[1:]:
                 unknown[0].add_note(f"afterwards: {type(error).__qualname__}: {error}")
