@@ -122,7 +122,12 @@ is_example(Sample, Config) ->
             {ok, Text} = file:read_file(File),
             binary:match(Text, Sample) =/= nomatch
         end,
-        filelib:wildcard(filename:join([Root, "examples", "*"]))
+        %% Beside the programs there may be a folder of what Python has compiled.
+        [
+            File
+         || File <- filelib:wildcard(filename:join([Root, "examples", "*"])),
+            filelib:is_regular(File)
+        ]
     ).
 
 captures(Text, Pattern) ->
