@@ -68,21 +68,18 @@ label(none) ->
 %% another one has time.
 -spec next() -> {ok, py_nif:context()} | {error, no_context}.
 next() ->
-    try ets:lookup(?TABLE, pool) of
+    case lookup(pool) of
         [{pool, Size, Turn}] ->
             First = atomics:add_get(Turn, 1, 1),
             next(First, First + Size, Size, {error, no_context});
         [] ->
             {error, no_context}
-    catch
-        %% The application is not running.
-        error:badarg -> {error, no_context}
     end.
 
 next(Last, Last, _Size, Otherwise) ->
     Otherwise;
 next(N, Last, Size, Otherwise) ->
-    case ets:lookup(?TABLE, {pool, N rem Size + 1}) of
+    case lookup({pool, N rem Size + 1}) of
         [{_, Handle}] ->
             case is_held_up(Handle) of
                 true -> next(N + 1, Last, Size, {ok, Handle});
@@ -100,11 +97,17 @@ find(Name) when is_atom(Name) ->
         Pid -> find(Pid)
     end;
 find(Pid) when is_pid(Pid) ->
-    try ets:lookup(?TABLE, Pid) of
+    case lookup(Pid) of
         [{Pid, Handle, _, _}] -> {ok, Handle};
         [] -> {error, no_context}
+    end.
+
+%% The table goes when the application stops, which may be between two looks.
+lookup(Key) ->
+    try
+        ets:lookup(?TABLE, Key)
     catch
-        error:badarg -> {error, no_context}
+        error:badarg -> []
     end.
 
 %% @doc The contexts that are there now, of the default pool or of a list.
