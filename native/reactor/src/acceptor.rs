@@ -20,7 +20,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 #[cfg(target_os = "linux")]
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -39,7 +39,7 @@ use nix::sys::socket::{
 };
 
 use crate::address::Address;
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, Identity};
 use crate::kind::{AdoptError, Kind};
 use crate::service::{Admission, Service};
 
@@ -109,12 +109,45 @@ pub enum Admitted {
 /// is dropped.
 #[derive(Debug)]
 pub struct Acceptor {
-    listener: Listener,
+    socket: Socket,
     is_shut: Arc<AtomicBool>,
     /// Other processes accept from it too.
     is_shared: bool,
     /// Held for what it does when it is dropped.
     _file: Option<SocketFile>,
+}
+
+/// A listening socket. Somebody may close its number behind our back, and then that can be
+/// anybody's: it is closed only while it still names what was opened.
+#[derive(Debug)]
+struct Socket {
+    /// `None` only while it is dropped.
+    listener: Option<Listener>,
+    identity: Identity,
+}
+
+impl Socket {
+    fn of(listener: Listener) -> io::Result<Self> {
+        let identity = Identity::of_fd(&listener)?;
+        Ok(Self {
+            listener: Some(listener),
+            identity,
+        })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let Some(listener) = self.listener.take() else {
+            return;
+        };
+        if !self.identity.is_of(&listener) {
+            let _ = match listener {
+                Listener::Tcp(listener) => listener.into_raw_fd(),
+                Listener::Unix(listener) => listener.into_raw_fd(),
+            };
+        }
+    }
 }
 
 /// mio's listeners accept with accept4(2), and are nothing more than a descriptor.
@@ -149,7 +182,7 @@ impl Acceptor {
         socket::bind(socket.as_raw_fd(), &address)?;
         listen(&socket, options.backlog)?;
         Ok(Self {
-            listener: Listener::Tcp(socket.into()),
+            socket: Socket::of(Listener::Tcp(socket.into()))?,
             is_shut: Arc::default(),
             is_shared: false,
             _file: None,
@@ -167,7 +200,7 @@ impl Acceptor {
         };
         listen(&socket, options.backlog)?;
         Ok(Self {
-            listener: Listener::Unix(socket.into()),
+            socket: Socket::of(Listener::Unix(socket.into()))?,
             is_shut: Arc::default(),
             is_shared: false,
             _file: file,
@@ -192,11 +225,18 @@ impl Acceptor {
             _ => return Err(invalid("the socket is neither TCP nor Unix")),
         };
         Ok(Self {
-            listener,
+            socket: Socket::of(listener)?,
             is_shut: Arc::default(),
             is_shared: true,
             _file: None,
         })
+    }
+
+    fn listener(&self) -> &Listener {
+        self.socket
+            .listener
+            .as_ref()
+            .expect("only drop takes it out")
     }
 
     /// Another hold on the same socket.
@@ -206,10 +246,10 @@ impl Acceptor {
     pub fn duplicate(&self) -> io::Result<Self> {
         let socket = self.as_fd().try_clone_to_owned()?;
         Ok(Self {
-            listener: match self.listener {
+            socket: Socket::of(match self.listener() {
                 Listener::Tcp(_) => Listener::Tcp(socket.into()),
                 Listener::Unix(_) => Listener::Unix(socket.into()),
-            },
+            })?,
             is_shut: Arc::clone(&self.is_shut),
             is_shared: self.is_shared,
             _file: None,
@@ -224,7 +264,7 @@ impl Acceptor {
         }
         let mut errno = Errno::UnknownErrno;
         for _ in 0..MAX_PASSING_ERRORS {
-            let error = match self.listener.accept() {
+            let error = match self.listener().accept() {
                 Ok((connection, peer)) => return Accepted::Connection(connection, peer),
                 Err(error) => error,
             };
@@ -317,8 +357,8 @@ impl Acceptor {
 
     /// What it accepts.
     #[must_use]
-    pub const fn kind(&self) -> Kind {
-        match self.listener {
+    pub fn kind(&self) -> Kind {
+        match self.listener() {
             Listener::Tcp(_) => Kind::Tcp,
             Listener::Unix(_) => Kind::UnixStream,
         }
@@ -327,9 +367,15 @@ impl Acceptor {
 
 impl AsFd for Acceptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.listener {
-            Listener::Tcp(listener) => listener.as_fd(),
-            Listener::Unix(listener) => listener.as_fd(),
+        self.listener().as_fd()
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
         }
     }
 }

@@ -104,8 +104,9 @@ impl Medium {
     }
 }
 
+/// What a number names, as far as the kernel tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-struct Identity {
+pub(crate) struct Identity {
     device: u64,
     inode: u64,
 }
@@ -120,8 +121,12 @@ impl Identity {
         }
     }
 
-    fn is_of(self, fd: &OwnedFd) -> bool {
-        fstat(fd).is_ok_and(|stat| Self::of(&stat) == self)
+    pub(crate) fn of_fd(fd: &impl AsFd) -> nix::Result<Self> {
+        fstat(fd).map(|stat| Self::of(&stat))
+    }
+
+    pub(crate) fn is_of(self, fd: &impl AsFd) -> bool {
+        Self::of_fd(fd) == Ok(self)
     }
 }
 

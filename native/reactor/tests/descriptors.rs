@@ -16,7 +16,10 @@ use common::{PATIENCE, Script, World, count, lock, pattern, streams, tcp, unix};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{close, pipe};
-use reactor::{Action, AdoptError, Demultiplexer, Descriptor, Kind, Readiness, Reason};
+use reactor::{
+    Acceptor, Action, AdoptError, Demultiplexer, Descriptor, Endpoint, Kind, ListenOptions,
+    Readiness, Reason,
+};
 
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
@@ -144,6 +147,18 @@ fn what_can_be_served_is_known_by_its_kind() {
     assert_eq!(kind(&udp.expect("a socket")), Ok(Kind::Udp));
     let pair = std::os::unix::net::UnixDatagram::pair().expect("a pair");
     assert_eq!(kind(&pair.0), Ok(Kind::UnixDatagram));
+}
+
+#[test]
+fn a_listening_socket_that_somebody_closed_takes_nobody_with_it() {
+    let _alone = alone();
+    let endpoint = Endpoint::Tcp(([127, 0, 0, 1], 0).into());
+    let acceptor = Acceptor::open(&endpoint, &ListenOptions::default()).expect("a listener");
+    let number = acceptor.as_fd().as_raw_fd();
+    close(number).expect("it is open");
+    let stranger = take_number(number);
+    drop(acceptor);
+    assert!(fstat(&stranger).is_ok(), "the file was closed");
 }
 
 #[test]
