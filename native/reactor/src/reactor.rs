@@ -159,6 +159,29 @@ impl<O: Send + 'static> Reactor<O> {
         }
     }
 
+    /// Opens the door of the next run, unless it is open or one goes on.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        let mut life = self.life.lock();
+        if life.runs {
+            Ok(())
+        } else {
+            self.lay(&mut life)
+        }
+    }
+
+    fn lay(&self, life: &mut Life<O>) -> io::Result<()> {
+        if life.groundwork.is_none() {
+            *life = Life::new(&self.counters)?;
+            for bell in &*self.bells.lock() {
+                life.door.lend(Box::new(Bell(Arc::clone(bell))));
+            }
+        }
+        Ok(())
+    }
+
     fn begin(&self) -> io::Result<(Groundwork<O>, Door<O>)> {
         let mut life = self.life.lock();
         if life.runs {
@@ -167,16 +190,8 @@ impl<O: Send + 'static> Reactor<O> {
                 "the reactor runs already",
             ));
         }
-        let groundwork = match life.groundwork.take() {
-            Some(groundwork) => groundwork,
-            None => {
-                *life = Life::new(&self.counters)?;
-                for bell in &*self.bells.lock() {
-                    life.door.lend(Box::new(Bell(Arc::clone(bell))));
-                }
-                life.groundwork.take().expect("it was laid just now")
-            }
-        };
+        self.lay(&mut life)?;
+        let groundwork = life.groundwork.take().expect("it is laid");
         life.runs = true;
         Ok((groundwork, life.door.clone()))
     }

@@ -326,6 +326,8 @@ impl<'a, O: Send + 'static> Run<'a, O> {
             ));
         }
         let acceptor = server.listen(&mut life)?;
+        // Whoever stops it from here on hands those in the backlog to this run, not to the last one.
+        server.reactor.prepare()?;
         life.runs = true;
         Ok(Self {
             server,
