@@ -668,9 +668,10 @@ def bad_arguments(protocol: Any) -> list[str]:
         *(lambda size=size: protocol.read(size) for size in (0, -1, 2**70, None, "5", 1.5, b"5")),
         *(
             lambda action=action: reactor.resume(protocol, action)
-            for action in ("", "Close", None, 5, b"close", "\ud800", "x" * 1_000_000, Hostile())
+            for action in ("", "Close", 5, b"close", "\ud800", "x" * 1_000_000, Hostile())
         ),
         *(lambda other=other: reactor.resume(other) for other in (None, 5, Hostile(), Echo)),
+        *(lambda other=other: reactor.send(other, 1) for other in (None, 5, Hostile(), Echo)),
         *(
             lambda number=number: (reactor.get_protocol(number) and None) or [][0]
             for number in (-1, 2**70, None, "5", 1.5)
