@@ -171,7 +171,12 @@ impl Link {
         let owner = descriptor
             .as_ref()
             .and_then(|descriptor| descriptor.owner());
-        let mut watchers = owner.ok_or(SendError::Closed)?.watchers.lock();
+        let owner = owner.ok_or(SendError::Closed)?;
+        // Whoever was told of the loss already, by the protocol, finds it over.
+        if owner.ended.load(Ordering::Acquire) {
+            return Err(SendError::Closed);
+        }
+        let mut watchers = owner.watchers.lock();
         let watchers = watchers.as_mut().ok_or(SendError::Closed)?;
         // Whoever watches again and again without end does not fill the memory.
         if watchers.len() == watchers.capacity() {
