@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self, cast
 
@@ -19,16 +20,16 @@ Address = int | str
 _numbers = itertools.count(1)
 
 
-class Served:
+class Served(ABC):
     """A protocol of the world, as one client's end of a connection knows it."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._seen = 0
 
+    @abstractmethod
     def is_made_by(self, event: Event) -> bool:
         """Whether this `connection_made` is that of its protocol."""
-        raise NotImplementedError
 
     @property
     def serial(self) -> int:

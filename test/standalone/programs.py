@@ -152,3 +152,18 @@ def is_gone(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return state == "Z"
+
+
+def outlasts_a_shortage(started: Program, address: Any, count: int) -> None:
+    """More clients come than there are descriptors for: that is said, and all are served."""
+    clients = [Client(address) for _ in range(count)]
+    try:
+        for client in clients:
+            client.says(b"hello")
+        started.says("cannot accept clients: Too many open files")
+        for client in clients:
+            assert client.hears() == b"hello"
+            client.socket.close()
+    finally:
+        for client in clients:
+            client.socket.close()

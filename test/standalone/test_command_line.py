@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from erlang.reactor.server import Server
-from programs import PATIENCE_S, SERVE, Client, Program, ask
+from programs import PATIENCE_S, SERVE, Client, Program, ask, outlasts_a_shortage
 
 COMMAND = ("-m", "erlang.reactor")
 
@@ -332,17 +332,7 @@ def test_few_descriptors_are_told_and_borne(programs: list[Program], folder: Pat
     )
     started.says("warning: 40 descriptors at most")
     address = started.address()
-    clients = [Client(address) for _ in range(60)]
-    try:
-        for client in clients:
-            client.says(b"hello")
-        started.says("cannot accept clients: Too many open files")
-        for client in clients:
-            assert client.hears() == b"hello"
-            client.socket.close()
-    finally:
-        for client in clients:
-            client.socket.close()
+    outlasts_a_shortage(started, address, 60)
 
 
 def test_more_descriptors_are_taken_where_there_are(programs: list[Program], folder: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 import erlang
 import erlang.reactor as reactor
 from erlang.reactor.server import Reactor, Server
-from programs import PATIENCE_S, Client, Program, ask
+from programs import PATIENCE_S, Client, Program, ask, outlasts_a_shortage
 from protocols import Echo, Stubborn, Unmakable
 
 
@@ -671,17 +671,7 @@ server.run()
 """
     started = program(programs, folder, text)
     address = port(started)
-    clients = [Client(address) for _ in range(40)]
-    try:
-        for client in clients:
-            client.says(b"hello")
-        started.says("cannot accept clients: Too many open files")
-        for client in clients:
-            assert client.hears() == b"hello"
-            client.socket.close()
-    finally:
-        for client in clients:
-            client.socket.close()
+    outlasts_a_shortage(started, address, 40)
     started.signal(signal.SIGTERM)
     assert started.ends() == 0
 

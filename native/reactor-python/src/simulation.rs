@@ -18,7 +18,7 @@ use reactor::simulation::{Origin, Peer, Simulation, Unrest};
 use reactor::{Action, Address, Descriptor, Kind, Limits, PushError};
 
 use crate::activity::Activity;
-use crate::functions::{duration, slow_consumer};
+use crate::functions::{duration, slow_consumer as policy};
 use crate::handler::{Opening, PythonHandler, Report, Surroundings};
 use crate::stage;
 use crate::value::{Types, Value, from_python};
@@ -140,7 +140,7 @@ fn simulation_open<'py>(
     write_timeout: Option<u64>,
     high_water: usize,
     low_water: usize,
-    policy: (String, Option<usize>),
+    slow_consumer: (String, Option<usize>),
 ) -> PyResult<Bound<'py, PyCapsule>> {
     let limits = Limits {
         idle_timeout: idle_timeout.map(Duration::from_millis),
@@ -148,7 +148,7 @@ fn simulation_open<'py>(
         write_timeout: write_timeout.map(Duration::from_millis),
         high_water,
         low_water,
-        slow_consumer: slow_consumer(&policy.0, policy.1)?,
+        slow_consumer: policy(&slow_consumer.0, slow_consumer.1)?,
     };
     let notes = Notes {
         calls: calls.unbind(),

@@ -62,7 +62,7 @@ def simulation_open(
     write_timeout: int | None,
     high_water: int,
     low_water: int,
-    policy: tuple[str, int | None],
+    slow_consumer: tuple[str, int | None],
 ) -> Simulation: ...
 def simulation_connect(
     simulation: Simulation, kind: str, peer: tuple[str, int] | None, info: dict[str, Any]

@@ -14,8 +14,7 @@ use crate::connection::{Connection, PATIENCE, Progress};
 use crate::histogram::Histogram;
 use crate::message::Pattern;
 use crate::poll::timeout;
-use crate::process::Process;
-use crate::report::{Report, ServerCost, Window};
+use crate::report::{Meter, Report};
 
 /// How a connection ends, from the client's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,42 +37,29 @@ const MIXED: [Ending; 4] = [
 ];
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
-    let server = args.pid.map(Process::new).transpose()?;
-    let mut cost = server.as_ref().map(ServerCost::before).transpose()?;
+    let mut meter = Meter::open(args.pid)?;
     let mut churn = Churn::new(args)?;
     if args.count.is_none() {
         churn.run(Limit::Until(Instant::now() + args.warmup))?;
         churn.latency = Histogram::new();
     }
 
-    let window = Window::begin()?;
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.window_begins(server)?;
-    }
-    let began = Instant::now();
-    churn.run(match args.count {
-        Some(count) => Limit::Opened(count),
-        None => Limit::Until(began + args.measured),
+    let measured = meter.window(|began| {
+        churn.run(match args.count {
+            Some(count) => Limit::Opened(count),
+            None => Limit::Until(began + args.measured),
+        })
     })?;
-    let elapsed = began.elapsed();
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.window_ends(server)?;
-    }
-    let used = window.end()?;
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.after(server)?;
-    }
     Ok(Report {
         mode: args.mode,
         connections: args.connections,
         idle: 0,
         size: args.size,
-        elapsed,
         count: churn.latency.total(),
         fewest_per_connection: 1,
         latency: churn.latency,
-        used,
-        server: cost,
+        measured,
+        server: meter.close()?,
     })
 }
 

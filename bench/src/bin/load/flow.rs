@@ -15,47 +15,31 @@ use crate::args::{Args, Mode};
 use crate::connection::{Connection, PATIENCE};
 use crate::histogram::Histogram;
 use crate::poll::Poll;
-use crate::process::Process;
-use crate::report::{Report, ServerCost, Window};
+use crate::report::{Meter, Report};
 
 const PIECE_BYTES: usize = 256 * 1024;
 const MIB: u64 = 1024 * 1024;
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
-    let server = args.pid.map(Process::new).transpose()?;
-    let mut cost = server.as_ref().map(ServerCost::before).transpose()?;
+    let mut meter = Meter::open(args.pid)?;
     let mut flows = Flows::open(args)?;
 
     flows.run_until(Instant::now() + args.warmup)?;
     let before = flows.bytes();
-    let window = Window::begin()?;
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.window_begins(server)?;
-    }
-    let began = Instant::now();
-    flows.run_until(began + args.measured)?;
-    let elapsed = began.elapsed();
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.window_ends(server)?;
-    }
-    let used = window.end()?;
+    let measured = meter.window(|began| flows.run_until(began + args.measured))?;
     let count = (flows.bytes() - before) / MIB;
 
     flows.end()?;
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.after(server)?;
-    }
     Ok(Report {
         mode: args.mode,
         connections: args.connections,
         idle: 0,
         size: PIECE_BYTES,
-        elapsed,
         count,
         fewest_per_connection: 0,
         latency: Histogram::new(),
-        used,
-        server: cost,
+        measured,
+        server: meter.close()?,
     })
 }
 

@@ -12,47 +12,31 @@ use crate::connection::{Connection, PATIENCE};
 use crate::histogram::Histogram;
 use crate::message::Pattern;
 use crate::poll::Poll;
-use crate::process::Process;
-use crate::report::{Report, ServerCost, Window};
+use crate::report::{Meter, Report};
 
 const READ_BYTES: usize = 64 * 1024;
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
-    let server = args.pid.map(Process::new).transpose()?;
-    let mut cost = server.as_ref().map(ServerCost::before).transpose()?;
+    let mut meter = Meter::open(args.pid)?;
     let mut pipes = Pipes::open(args)?;
 
     pipes.run_until(Instant::now() + args.warmup)?;
     pipes.latency = Histogram::new();
-    let window = Window::begin()?;
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.window_begins(server)?;
-    }
-    let began = Instant::now();
-    pipes.run_until(began + args.measured)?;
-    let elapsed = began.elapsed();
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.window_ends(server)?;
-    }
-    let used = window.end()?;
+    let measured = meter.window(|began| pipes.run_until(began + args.measured))?;
     let latency = std::mem::replace(&mut pipes.latency, Histogram::new());
 
     pipes.drain()?;
     drop(pipes);
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.after(server)?;
-    }
     Ok(Report {
         mode: args.mode,
         connections: args.connections,
         idle: 0,
         size: args.size,
-        elapsed,
         count: latency.total(),
         fewest_per_connection: 0,
         latency,
-        used,
-        server: cost,
+        measured,
+        server: meter.close()?,
     })
 }
 

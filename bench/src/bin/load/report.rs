@@ -1,6 +1,6 @@
 //! What a run found, as text and as one line of JSON.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::args::Mode;
@@ -15,43 +15,70 @@ pub(crate) struct Report {
     pub(crate) connections: usize,
     pub(crate) idle: usize,
     pub(crate) size: usize,
-    pub(crate) elapsed: Duration,
     /// Requests; connections when each lives for one request; MiB of a flow.
     pub(crate) count: u64,
     pub(crate) fewest_per_connection: u64,
     pub(crate) latency: Histogram,
-    pub(crate) used: Used,
+    pub(crate) measured: Measured,
     pub(crate) server: Option<ServerCost>,
 }
 
-/// CPU time used during the measured window.
-pub(crate) struct Used {
+/// The measured window: how long it took, and the CPU time used meanwhile.
+pub(crate) struct Measured {
+    elapsed: Duration,
     client: Duration,
     machine: Duration,
 }
 
-/// The beginning of the window.
-pub(crate) struct Window {
-    client: Process,
-    client_cpu: Duration,
-    machine_cpu: Duration,
+/// Measures the client, and the server if its process is known.
+pub(crate) struct Meter {
+    server: Option<(Process, ServerCost)>,
 }
 
-impl Window {
-    pub(crate) fn begin() -> Result<Window> {
-        let client = Process::new(std::process::id())?;
-        Ok(Window {
-            client_cpu: client.cpu()?,
-            client,
-            machine_cpu: machine_cpu()?,
+impl Meter {
+    /// Before the first connection.
+    pub(crate) fn open(pid: Option<u32>) -> Result<Meter> {
+        let before = |pid| -> Result<_> {
+            let server = Process::new(pid)?;
+            let cost = ServerCost::before(&server)?;
+            Ok((server, cost))
+        };
+        Ok(Meter {
+            server: pid.map(before).transpose()?,
         })
     }
 
-    pub(crate) fn end(self) -> Result<Used> {
-        Ok(Used {
-            client: self.client.cpu()?.saturating_sub(self.client_cpu),
-            machine: machine_cpu()?.saturating_sub(self.machine_cpu),
+    pub(crate) fn server(&self) -> Option<&Process> {
+        self.server.as_ref().map(|(server, _)| server)
+    }
+
+    /// Runs `load`, which is told when it began.
+    pub(crate) fn window(&mut self, load: impl FnOnce(Instant) -> Result<()>) -> Result<Measured> {
+        let client = Process::new(std::process::id())?;
+        let (client_before, machine_before) = (client.cpu()?, machine_cpu()?);
+        if let Some((server, cost)) = &mut self.server {
+            cost.window_begins(server)?;
+        }
+        let began = Instant::now();
+        load(began)?;
+        let elapsed = began.elapsed();
+        if let Some((server, cost)) = &mut self.server {
+            cost.window_ends(server)?;
+        }
+        Ok(Measured {
+            elapsed,
+            client: client.cpu()?.saturating_sub(client_before),
+            machine: machine_cpu()?.saturating_sub(machine_before),
         })
+    }
+
+    /// After the last connection.
+    pub(crate) fn close(self) -> Result<Option<ServerCost>> {
+        let Some((server, mut cost)) = self.server else {
+            return Ok(None);
+        };
+        cost.after(&server)?;
+        Ok(Some(cost))
     }
 }
 
@@ -67,7 +94,7 @@ pub(crate) struct ServerCost {
 }
 
 impl ServerCost {
-    pub(crate) fn before(server: &Process) -> Result<ServerCost> {
+    fn before(server: &Process) -> Result<ServerCost> {
         let resident_before = server.resident_bytes()?;
         Ok(ServerCost {
             descriptors_before: server.descriptors()?,
@@ -80,18 +107,18 @@ impl ServerCost {
         })
     }
 
-    pub(crate) fn window_begins(&mut self, server: &Process) -> Result<()> {
+    fn window_begins(&mut self, server: &Process) -> Result<()> {
         self.cpu_at_begin = server.cpu()?;
         Ok(())
     }
 
-    pub(crate) fn window_ends(&mut self, server: &Process) -> Result<()> {
+    fn window_ends(&mut self, server: &Process) -> Result<()> {
         self.cpu = server.cpu()?.saturating_sub(self.cpu_at_begin);
         self.resident_open = server.resident_bytes()?;
         Ok(())
     }
 
-    pub(crate) fn after(&mut self, server: &Process) -> Result<()> {
+    fn after(&mut self, server: &Process) -> Result<()> {
         let before = self.descriptors_before;
         self.descriptors_after = server.wait_for_descriptors(SETTLE, |found| found <= before)?;
         self.resident_after = server.resident_bytes()?;
@@ -116,7 +143,7 @@ impl Report {
             self.connections,
             self.idle,
             self.size,
-            self.elapsed.as_secs_f64(),
+            self.measured.elapsed.as_secs_f64(),
             self.count,
             self.per_second(),
             self.latency.quantile_micros(0.5),
@@ -150,7 +177,7 @@ impl Report {
             format!("\"connections\":{}", self.connections),
             format!("\"idle\":{}", self.idle),
             format!("\"size\":{}", self.size),
-            format!("\"seconds\":{:.6}", self.elapsed.as_secs_f64()),
+            format!("\"seconds\":{:.6}", self.measured.elapsed.as_secs_f64()),
             format!("\"count\":{}", self.count),
             format!("\"per_second\":{:.3}", self.per_second()),
             format!("\"p50_us\":{:.3}", self.latency.quantile_micros(0.5)),
@@ -179,22 +206,22 @@ impl Report {
     }
 
     fn per_second(&self) -> f64 {
-        self.count as f64 / self.elapsed.as_secs_f64()
+        self.count as f64 / self.measured.elapsed.as_secs_f64()
     }
 
     fn client_percent(&self) -> f64 {
-        self.core_percent(self.used.client)
+        self.core_percent(self.measured.client)
     }
 
     /// What neither the server nor this client used: other programs on the machine. More than a few
     /// percent says that the run was disturbed.
     fn others_percent(&self) -> Option<f64> {
-        let ours = self.used.client + self.server.as_ref()?.cpu;
-        Some(self.core_percent(self.used.machine.saturating_sub(ours)))
+        let ours = self.measured.client + self.server.as_ref()?.cpu;
+        Some(self.core_percent(self.measured.machine.saturating_sub(ours)))
     }
 
     fn core_percent(&self, cpu: Duration) -> f64 {
-        100.0 * cpu.as_secs_f64() / self.elapsed.as_secs_f64()
+        100.0 * cpu.as_secs_f64() / self.measured.elapsed.as_secs_f64()
     }
 
     fn cpu_micros(&self, server: &ServerCost) -> f64 {

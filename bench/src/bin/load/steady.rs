@@ -12,14 +12,13 @@ use crate::histogram::Histogram;
 use crate::message::Pattern;
 use crate::poll::timeout;
 use crate::process::Process;
-use crate::report::{Report, ServerCost, Window};
+use crate::report::{Meter, Report};
 
 /// Silent connections say little when they have to prove that they are alive.
 const IDLE_MESSAGE_BYTES: usize = 64;
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
-    let server = args.pid.map(Process::new).transpose()?;
-    let mut cost = server.as_ref().map(ServerCost::before).transpose()?;
+    let mut meter = Meter::open(args.pid)?;
 
     let mut idle = Connection::open_many(args.address, args.connections as u32, args.idle)?;
     let idle_pattern = Pattern::new(IDLE_MESSAGE_BYTES);
@@ -29,25 +28,15 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
         }
     }
     let mut busy = Busy::open(args)?;
-    if let Some(server) = &server {
+    if let Some(server) = meter.server() {
         expect_accepted(server, args.idle + args.connections)?;
     }
 
     let start = Instant::now();
     busy.run_until(start + args.warmup)?;
     busy.measuring = true;
-    let window = Window::begin()?;
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.window_begins(server)?;
-    }
-    let began = Instant::now();
-    busy.run_until(began + args.measured)?;
-    let elapsed = began.elapsed();
+    let measured = meter.window(|began| busy.run_until(began + args.measured))?;
     busy.measuring = false;
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.window_ends(server)?;
-    }
-    let used = window.end()?;
 
     busy.drain()?;
     for connection in &mut idle {
@@ -58,20 +47,16 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     drop(idle);
     let fewest = busy.completed.iter().copied().min().unwrap_or(0);
     let latency = busy.close();
-    if let (Some(server), Some(cost)) = (&server, &mut cost) {
-        cost.after(server)?;
-    }
     Ok(Report {
         mode: args.mode,
         connections: args.connections,
         idle: args.idle,
         size: args.size,
-        elapsed,
         count: latency.total(),
         fewest_per_connection: fewest,
         latency,
-        used,
-        server: cost,
+        measured,
+        server: meter.close()?,
     })
 }
 

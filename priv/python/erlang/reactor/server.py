@@ -542,27 +542,47 @@ def _options(
     info: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The options for the native code, checked."""
-    _within("high_water", high_water, 1)
-    if low_water is None:
-        low_water = min(16_384, high_water // 2)
     for key in info or {}:
         if not isinstance(key, str):
             raise TypeError(f"the keys of info are str, not {type(key).__name__}")
-    if _within("low_water", low_water, 0) >= high_water:
-        raise ValueError(f"low_water is less than high_water, not {low_water}")
     return {
         "name": name,
         "backlog": _within("backlog", backlog, 1),
         "reuseport": bool(reuseport),
         "nodelay": bool(nodelay),
         "max_connections": _or_none("max_connections", max_connections, 0),
-        "idle_timeout": milliseconds("idle_timeout", idle_timeout),
-        "handshake_timeout": milliseconds("handshake_timeout", handshake_timeout),
-        "write_timeout": milliseconds("write_timeout", write_timeout),
+        "info": dict(info or {}),
+        **limits(
+            idle_timeout, handshake_timeout, write_timeout, high_water, low_water, slow_consumer
+        ),
+    }
+
+
+def limits(
+    idle_timeout: float | None,
+    handshake_timeout: float | None,
+    write_timeout: float | None,
+    high_water: int,
+    low_water: int | None,
+    slow_consumer: SlowConsumerPolicy,
+) -> dict[str, Any]:
+    """What connections may do, for the native code. Times are rounded up to milliseconds: early
+    would be a surprise.
+
+    :raises TypeError, ValueError: a limit is none, or out of its range.
+    """
+    _within("high_water", high_water, 1)
+    if low_water is None:
+        low_water = min(16_384, high_water // 2)
+    if _within("low_water", low_water, 0) >= high_water:
+        raise ValueError(f"low_water is less than high_water, not {low_water}")
+    return {
+        "idle_timeout": _milliseconds("idle_timeout", idle_timeout),
+        "handshake_timeout": _milliseconds("handshake_timeout", handshake_timeout),
+        "write_timeout": _milliseconds("write_timeout", write_timeout),
         "high_water": high_water,
         "low_water": low_water,
         "slow_consumer": _policy(slow_consumer),
-        "info": dict(info or {}),
     }
 
 
@@ -586,11 +606,7 @@ def _seconds(name: str, value: float) -> float:
     return value
 
 
-def milliseconds(name: str, seconds: float | None) -> int | None:
-    """A limit as the engine has it. Rounded up: early would be a surprise.
-
-    :raises TypeError, ValueError: it is none.
-    """
+def _milliseconds(name: str, seconds: float | None) -> int | None:
     if seconds is None:
         return None
     if _seconds(name, seconds) == 0:

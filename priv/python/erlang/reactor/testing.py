@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import _erlang
-from erlang.reactor import Action, Protocol, ProtocolFactory, SlowConsumer
-from erlang.reactor.server import milliseconds
+from erlang.reactor import Action, Protocol, ProtocolFactory
+from erlang.reactor.server import SlowConsumerPolicy, limits
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12
@@ -35,9 +35,6 @@ __all__ = ["Call", "Drive", "NotPushed", "Simulation", "drive"]
 
 Kind: TypeAlias = Literal["tcp", "udp", "unix", "unix_dgram"]
 """What ``client_info["type"]`` says."""
-
-Policy: TypeAlias = SlowConsumer | tuple[Literal["buffer"], int]
-"""What becomes of pushed messages that the peer does not take; ``buffer`` with its number."""
 
 Refusal: TypeAlias = Literal["closed", "full", "dropped", "too_large"]
 """Why bytes are not taken to be pushed."""
@@ -98,13 +95,8 @@ class Simulation:
         write_timeout: float | None = 60.0,
         high_water: int = 65_536,
         low_water: int | None = None,
-        slow_consumer: Policy = ("buffer", 1024),
+        slow_consumer: SlowConsumerPolicy = ("buffer", 1024),
     ) -> None:
-        if low_water is None:
-            low_water = min(16_384, high_water // 2)
-        if not 0 <= low_water < high_water:
-            raise ValueError(f"low_water is 0 to {high_water - 1}, not {low_water}")
-        policy = (slow_consumer, None) if isinstance(slow_consumer, str) else slow_consumer
         self._calls: list[tuple[int, str, tuple[Any, ...], Action | None]] = []
         self._errors: list[BaseException] = []
         self._known = 0  # errors that somebody has asked for
@@ -117,12 +109,9 @@ class Simulation:
             _keeping(factory, self._made),
             self._calls,
             self._errors,
-            milliseconds("idle_timeout", idle_timeout),
-            milliseconds("handshake_timeout", handshake_timeout),
-            milliseconds("write_timeout", write_timeout),
-            high_water,
-            low_water,
-            policy,
+            **limits(
+                idle_timeout, handshake_timeout, write_timeout, high_water, low_water, slow_consumer
+            ),
         )
         self._over = False
 
@@ -447,7 +436,7 @@ def drive(
     write_timeout: float | None = 60.0,
     high_water: int = 65_536,
     low_water: int | None = None,
-    slow_consumer: Policy = ("buffer", 1024),
+    slow_consumer: SlowConsumerPolicy = ("buffer", 1024),
 ) -> Drive:
     """Make a protocol with a simulated connection.
 
