@@ -367,7 +367,7 @@ a_client_that_does_not_read_costs_little(_Config) ->
         )
     end,
     wait_until("the kernel takes no more", fun() -> Held() > 0 andalso Held() =:= Held() end),
-    [?assert(Held() < 2 * byte_size(Page) + 2 * 65536) || _ <- lists:seq(1, 100)],
+    [?assert(Held() < 2 * byte_size(Page) + 2 * 122880) || _ <- lists:seq(1, 100)],
     [?assertMatch({200, _, Page}, response(Client)) || _ <- lists:seq(1, Requests)],
     wait_until("all is sent", fun() -> not is_process_alive(Sender) end),
     ok = gen_tcp:close(Client).

@@ -18,7 +18,7 @@
 %% As docs/protocols.md has them.
 -define(HIGH_WATER, 65536).
 -define(LOW_WATER, 16384).
--define(MAX_READ, 65536).
+-define(MAX_READ, 122880).
 
 suite() ->
     [{timetrap, {seconds, 120}}].

@@ -591,7 +591,7 @@ the_high_water_mark_bounds_what_is_held(_Config) ->
     ?assert(Read < 5_000_000),
     {ok, All} = gen_tcp:recv(Client, 15_000_000, ?PATIENCE_MS),
     ?assertEqual(15_000_000, byte_size(All)),
-    ?assert(lists:max(drop_told([])) =< 1000 + 3 * 65536),
+    ?assert(lists:max(drop_told([])) =< 1000 + 3 * 122880),
     ok = gen_tcp:close(Client),
     ok = py_reactor:stop_listener(water).
 

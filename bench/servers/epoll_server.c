@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 /* The same as the other servers of this benchmark. */
-enum { BACKLOG = 1024, READ_BYTES = 64 * 1024, BLOCK_BYTES = 256 * 1024, MAX_EVENTS = 1024 };
+enum { BACKLOG = 1024, READ_BYTES = 120 * 1024, BLOCK_BYTES = 256 * 1024, MAX_EVENTS = 1024 };
 
 enum mode { NEW, ECHO, UPLOAD, DOWNLOAD };
 

@@ -92,7 +92,7 @@ def _every_protocol_had_one_life(events: list[Event]) -> None:
         assert whats.count("draining") <= 1, life
         assert len({event.thread for event in life}) == 1, life
         assert life[-1]["closed"], life
-        assert all(1 <= e["length"] <= 65536 for e in life if e.what == "data_received"), life
+        assert all(1 <= e["length"] <= 122_880 for e in life if e.what == "data_received"), life
 
 
 CALLBACKS = {

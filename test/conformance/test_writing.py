@@ -47,7 +47,7 @@ def echoes_a_flood(client: Client, more_than: int) -> list[list[int]]:
 def obeys_marks(held: list[list[int]], high: int, low: int) -> bool:
     """With more than the high-water mark nothing is read, until it is less than the low one."""
     flooded = [(full, then) for (_, full), (then, _) in pairwise(held) if full > high]
-    return bool(flooded) and all(full <= high + 65536 and then < low for full, then in flooded)
+    return bool(flooded) and all(full <= high + 122_880 and then < low for full, then in flooded)
 
 
 @WRITERS

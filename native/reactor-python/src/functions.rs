@@ -43,7 +43,7 @@ pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     simulation::add_to(module)
 }
 
-/// Reads at most `size` bytes, and never more than 64 KiB.
+/// Reads at most `size` bytes, and never more than [`MAX_READ_BYTES`].
 #[pyfunction]
 fn connection_read<'py>(
     py: Python<'py>,

@@ -35,9 +35,10 @@ use crate::source::Sources;
 use crate::state::{Effect, Input, State};
 use crate::timers::Timers;
 
-/// The most that one read brings: large enough for throughput, small enough that one
-/// busy peer does not keep the others waiting.
-pub const MAX_READ_BYTES: usize = 64 * 1024;
+/// The most that one read brings: large enough for throughput, small enough that one busy peer does
+/// not keep the others waiting. A copy of it stays below 128 KiB: where malloc(3) finds more than
+/// that by a mapping of its own (`M_MMAP_THRESHOLD`), each read would be paid with page faults.
+pub const MAX_READ_BYTES: usize = 120 * 1024;
 /// Unix datagrams may be as long as a socket's send buffer, by default 208 KiB.
 const MAX_DATAGRAM_BYTES: usize = 256 * 1024;
 /// Steps between two looks at the kernel and the inbox.

@@ -175,7 +175,10 @@ impl ConnectionHandler {
         }
         self.sent = 0;
         self.output.clear();
-        self.output.shrink_to(KEPT_BYTES);
+        if self.output.capacity() > KEPT_BYTES {
+            // Not cut down to what may be kept: to grow again costs more than to begin anew.
+            self.output = Vec::new();
+        }
         Flushed::All
     }
 

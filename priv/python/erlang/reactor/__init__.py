@@ -77,7 +77,7 @@ _ACTIONS: tuple[Action, ...] = (
 
 _DATAGRAM_KINDS = ("udp", "unix_dgram")
 
-_MAX_READ = 65536
+_MAX_READ = 122_880
 """The most bytes that one `Protocol.data_received` gets."""
 
 
@@ -139,7 +139,7 @@ class Protocol:
         """The peer sent something.
 
         Args:
-            data: 1 to 65,536 bytes of a stream, or one datagram. Never empty: the end
+            data: 1 to 122,880 bytes of a stream, or one datagram. Never empty: the end
                 of a stream is `eof_received`.
         """
 
@@ -214,7 +214,7 @@ class Protocol:
         protocol that was made, as the last callback. Its result is ignored."""
 
     def read(self, size: int) -> bytes:
-        """Read at most `size` bytes, and never more than 65,536, without waiting.
+        """Read at most `size` bytes, and never more than 122,880, without waiting.
 
         Returns:
             At least one byte; ``b""`` only at the end of the stream or after a fatal
@@ -451,7 +451,7 @@ def init_connection(fd: int, client_info: dict[str, Any]) -> Protocol:
 
 
 def on_read_ready(fd: int) -> Action:
-    """Read once and call the callback that fits. A datagram is cut to 65,536 bytes.
+    """Read once and call the callback that fits. A datagram is cut to 122,880 bytes.
 
     Returns:
         What the callback asks for; ``continue`` if nothing was there to read.

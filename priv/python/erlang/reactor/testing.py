@@ -266,7 +266,7 @@ class Drive:
         """Send fragments of a stream, or datagrams.
 
         Each fragment comes in by itself, as if the network had torn the stream there; one of
-        more than 65,536 bytes in pieces of that size. An empty one is nothing, but an empty
+        more than 122,880 bytes in pieces of that size. An empty one is nothing, but an empty
         datagram is one.
 
         Args:
