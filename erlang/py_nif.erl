@@ -18,7 +18,7 @@
 -export([handoff/4, ready/2]).
 
 %% Slow callbacks
--export([context_glance/1, context_await_job/1, context_look/3]).
+-export([watch_jobs/1, context_look/3]).
 
 %% Single connections
 -export([connection_send/2, connection_send_large/2, connection_push/2, connection_close/1]).
@@ -191,15 +191,11 @@ ready(_Connection, _Readiness) ->
 %%--------------------------------------------------------------------------------------------------
 %% Slow callbacks
 
-%% What the worker is in just now, without the GIL.
--spec context_glance(context()) -> none | glance().
-context_glance(_Context) ->
-    erlang:nif_error({not_loaded, ?MODULE}).
-
-%% The calling process gets `py_busy' when the worker begins its next job, or at once if it is in one. Now
-%% and then one is missed that begins in this very moment.
--spec context_await_job(context()) -> ok.
-context_await_job(_Context) ->
+%% The calling process gets `{py_slow, Context :: pid(), glance()}' of each job of a worker that has been
+%% running for so long, and again whenever it has taken twice as long; nobody else does from here on.
+%% 0: nobody.
+-spec watch_jobs(SlowMs :: non_neg_integer()) -> ok.
+watch_jobs(_SlowMs) ->
     erlang:nif_error({not_loaded, ?MODULE}).
 
 %% Has Python's main thread look at a job. The answer comes as the message {py_look, Tag, seen()}, as

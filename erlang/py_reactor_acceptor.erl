@@ -6,7 +6,7 @@
 %%% - `armed', nobody waits to be accepted: `{select, Acceptor, undefined, ready_input}', from the BEAM's
 %%%   poll thread;
 %%% - `lent', a worker accepts by itself: `{accept, Acceptor}', from native code, when it has given the
-%%%   socket back; `{timeout, Timer, pause}', to see whether a callback holds that worker up;
+%%%   socket back, or when a callback holds that worker up;
 %%% - `more', there may be more than one batch: `{accept, Acceptor}', from itself, so that other messages
 %%%   have their turn between batches;
 %%% - `full', there are `max_connections' already: `{py_place, free}', from native code, when one ends or
@@ -41,10 +41,6 @@
 %% While the process has no descriptor left: not so long that a client would notice, nor so short
 %% that it takes time from those who could give one back.
 -define(PAUSE_MS, 100).
-
-%% Between two looks at a worker that accepts by itself: a client waits so long at most before somebody
-%% else accepts it while a callback holds the worker up. Each look wakes a scheduler.
--define(CHECK_MS, 250).
 
 -spec start_link(pid(), py_nif:listener(), all | [py_reactor_context:context()]) ->
     gen_server:start_ret().
@@ -142,7 +138,7 @@ accept(#state{acceptor = Acceptor, contexts = Contexts} = Waited) ->
         full ->
             State;
         lent ->
-            wait(?CHECK_MS, State);
+            State;
         {pause, Reason} ->
             pause(Reason, State);
         closed ->

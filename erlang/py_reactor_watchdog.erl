@@ -1,16 +1,14 @@
-%%% Looks for callbacks that take too long, and logs them while they still run, with their stack.
+%%% Logs callbacks that take too long while they still run, with their stack.
 %%%
-%%% It asks every context which job its worker is in and since when, which takes neither the GIL nor a
-%%% lock, and asks again when a job that it has seen would be overdue: so it notices each one within a
-%%% millisecond or so of `slow_callback_ms', although it looks only once in that time. When all workers
-%%% are idle it has the first that begins a job tell, and hardly looks at all. For one that is
-%%% overdue it has Python's main thread take the stack, as soon as that can have the GIL. While C code
-%%% holds the GIL nobody can; if that takes as long again, the callback is logged without its stack.
-%%% Each callback is logged once, and again whenever it has taken twice as long. So is what a worker
-%%% does between callbacks, such as importing a protocol: it holds up the same connections.
+%%% A thread of the library looks at the workers, and tells of each job that has been running for
+%%% `slow_callback_ms', and again whenever it has taken twice as long: so nothing of the BEAM is awake for
+%%% those that are short. For one that is slow this process has Python's main thread take the stack, as
+%%% soon as that can have the GIL. While C code holds the GIL nobody can; if that takes as long again,
+%%% the callback is logged without its stack. So is what a worker does between callbacks, such as
+%%% importing a protocol: it holds up the same connections.
 %%%
-%%% Messages: `{timeout, Reminder, look}', its own reminder; `py_busy', from a worker that was idle;
-%%% `{py_look, Tag, Seen}', what Python's main thread has seen.
+%%% Messages: `{py_slow, Context, Glance}', from that thread; `{py_look, Tag, Seen}', what Python's main
+%%% thread has seen.
 -module(py_reactor_watchdog).
 
 -behaviour(gen_server).
@@ -26,13 +24,6 @@
 %% Report callback
 -export([format/1]).
 
-%% What is known of the job of one context.
--record(watch, {
-    job :: pos_integer(),
-    %% The age at which it is looked at next.
-    due_ms :: pos_integer()
-}).
-
 %% A look that Python's main thread was asked for.
 -record(look, {
     tag :: non_neg_integer(),
@@ -40,18 +31,9 @@
 }).
 
 -record(state, {
-    slow_ms :: pos_integer(),
-    reminder :: reference(),
-    %% Whether all were idle: nothing was due at that time.
-    idle = false :: boolean(),
-    watches = #{} :: #{pid() => #watch{}},
     looks = #{} :: #{pid() => #look{}},
     next_tag = 0 :: non_neg_integer()
 }).
-
-%% A worker that begins a job in the very moment in which it is asked to tell may not do so; it is
-%% noticed so much later.
--define(IDLE_MS, 1000).
 
 %% From so long a wait on it is worth saying that somebody held the GIL. Python's threads give it to
 %% each other every 5 ms.
@@ -60,6 +42,8 @@
 %% @doc Starts it, unless the setting `slow_callback_ms' says that there is nothing to do.
 -spec start_link(py_reactor_settings:settings()) -> gen_server:start_ret().
 start_link(#{slow_callback_ms := Off}) when Off =:= 0; Off =:= infinity ->
+    %% It may have been on before.
+    ok = py_nif:watch_jobs(0),
     ignore;
 start_link(#{slow_callback_ms := SlowMs}) ->
     gen_server:start_link({local, ?MODULE}, ?MODULE, SlowMs, []).
@@ -67,7 +51,8 @@ start_link(#{slow_callback_ms := SlowMs}) ->
 %% @private
 -spec init(pos_integer()) -> {ok, #state{}}.
 init(SlowMs) ->
-    {ok, #state{slow_ms = SlowMs, reminder = remind(SlowMs)}}.
+    ok = py_nif:watch_jobs(SlowMs),
+    {ok, #state{}}.
 
 %% @private
 -spec handle_call(term(), gen_server:from(), #state{}) -> {reply, {error, unknown_call}, #state{}}.
@@ -83,16 +68,12 @@ handle_cast(Cast, State) ->
 
 %% @private
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
-handle_info({timeout, Reminder, look}, #state{reminder = Reminder} = State) ->
-    {noreply, look(State)};
-handle_info({timeout, _Cancelled, look}, State) ->
-    {noreply, State};
-handle_info(py_busy, #state{idle = true, slow_ms = SlowMs, reminder = Reminder} = State) ->
-    %% The job has just begun.
-    _ = erlang:cancel_timer(Reminder),
-    {noreply, State#state{idle = false, reminder = remind(SlowMs)}};
-handle_info(py_busy, State) ->
-    {noreply, State};
+handle_info({py_slow, Pid, Glance}, State) ->
+    case lists:keyfind(Pid, 1, py_reactor_pool:list()) of
+        {Pid, Handle, Label, _Since} -> {noreply, slow(Pid, Handle, Label, Glance, State)};
+        %% It has ended meanwhile.
+        false -> {noreply, State}
+    end;
 handle_info({py_look, Tag, Seen}, #state{looks = Looks} = State) ->
     %% A look from before a restart of this process is nobody's.
     case [{Pid, Look} || {Pid, #look{tag = T} = Look} <- maps:to_list(Looks), T =:= Tag] of
@@ -130,45 +111,7 @@ what(Callback, Whose) -> [Whose, Callback].
 
 %%--------------------------------------------------------------------------------------------------
 
-remind(WaitMs) ->
-    erlang:start_timer(WaitMs, self(), look).
-
-look(#state{slow_ms = SlowMs, watches = Watches} = State) ->
-    Contexts = py_reactor_pool:list(),
-    Known = maps:with([Pid || {Pid, _, _, _} <- Contexts], Watches),
-    {WaitMs, Next} = lists:foldl(fun watch/2, {SlowMs, State#state{watches = Known}}, Contexts),
-    case Next#state.watches of
-        None when map_size(None) =:= 0 ->
-            %% What begins from here on tells.
-            _ = [ok = py_nif:context_await_job(Handle) || {_, Handle, _, _} <- Contexts],
-            Next#state{idle = true, reminder = remind(max(SlowMs, ?IDLE_MS))};
-        _ ->
-            Next#state{idle = false, reminder = remind(WaitMs)}
-    end.
-
-watch({Pid, Handle, Label, _Since}, {WaitMs, #state{watches = Watches} = State}) ->
-    case py_nif:context_glance(Handle) of
-        none ->
-            {WaitMs, State#state{watches = maps:remove(Pid, Watches)}};
-        #{age_ms := AgeMs} = Glance ->
-            #watch{due_ms = DueMs} = Watch = known(Glance, maps:get(Pid, Watches, none), State),
-            case DueMs - AgeMs of
-                LeftMs when LeftMs > 0 ->
-                    {min(WaitMs, LeftMs), State#state{watches = Watches#{Pid => Watch}}};
-                _ ->
-                    Next = Watch#watch{due_ms = doubled(DueMs, AgeMs)},
-                    Overdue = overdue(Pid, Handle, Label, Glance, State),
-                    {WaitMs, Overdue#state{watches = Watches#{Pid => Next}}}
-            end
-    end.
-
-known(#{job := Job}, #watch{job = Job} = Watch, _State) -> Watch;
-known(#{job := Job}, _, #state{slow_ms = SlowMs}) -> #watch{job = Job, due_ms = SlowMs}.
-
-doubled(DueMs, AgeMs) when DueMs > AgeMs -> DueMs;
-doubled(DueMs, AgeMs) -> doubled(2 * DueMs, AgeMs).
-
-overdue(Pid, Handle, Label, Glance, #state{looks = Looks, next_tag = Tag} = State) ->
+slow(Pid, Handle, Label, Glance, #state{looks = Looks, next_tag = Tag} = State) ->
     case Looks of
         #{Pid := _} ->
             %% The last look is still not answered: somebody holds the GIL.

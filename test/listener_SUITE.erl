@@ -202,6 +202,27 @@ a_held_up_context_does_not_hold_up_a_start(_Config) ->
     [ok = py_reactor:stop_listener(Name) || Name <- [holding, free]],
     [ok = py_reactor_context:stop(Context) || Context <- [Held, Free]].
 
+%% A worker accepts by itself while clients come; one that a callback holds up does not.
+the_socket_is_taken_back_from_a_held_up_worker(_Config) ->
+    exec(
+        "go = threading.Event()\n"
+        "class Blocks(Told):\n"
+        "    def data_received(self, data):\n"
+        "        tell('blocked')\n"
+        "        go.wait()\n"
+    ),
+    {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}}),
+    Blocked = connect(holding),
+    {_} = next(<<"made">>),
+    ok = gen_tcp:send(Blocked, "x"),
+    {<<"blocked">>} = next(),
+    Later = connect(holding),
+    wait_until("it waits for the worker", fun() -> maps:get(queue_depth, info(holding)) > 0 end),
+    none = eval("go.set()"),
+    {_} = next(<<"made">>),
+    [lost(Client) || Client <- [Blocked, Later]],
+    ok = py_reactor:stop_listener(holding).
+
 a_start_does_not_wait_for_a_callback_of_the_only_context(_Config) ->
     exec(
         "go = threading.Event()\n"

@@ -44,6 +44,7 @@ groups() ->
             a_class_that_hides_its_name_is_named,
             a_slow_callback_is_logged_again_when_it_has_taken_twice_as_long,
             a_slow_callback_is_an_event,
+            short_callbacks_wake_nobody,
             a_job_that_has_ended_is_not_looked_at
         ]}
     ].
@@ -386,6 +387,29 @@ a_slow_callback_is_an_event(Config) ->
     {#{age_ms := _, waited_ms := _}, Metadata} = event([py_reactor, callback, slow], protocol, <<"slow.Slow">>),
     ?assertMatch(#{callback := <<"data_received">>, peer := _, stack := _, context := _, pid := _}, Metadata),
     goes_on(Client).
+
+%% Time is the subject: in this one the watchdog looked five times when it did so by itself.
+short_callbacks_wake_nobody(Config) ->
+    ok = use("slow.Slow"),
+    ok = exec("slow.gate.set()"),
+    Client = open(?config(listener, Config)),
+    1 = erlang:trace(whereis(py_reactor_watchdog), true, ['receive']),
+    Until = erlang:monotonic_time(millisecond) + 500,
+    Echoes = echoes_until(Until, Client, 0),
+    1 = erlang:trace(whereis(py_reactor_watchdog), false, ['receive']),
+    ?assert(Echoes > 0),
+    receive {trace, _, 'receive', Message} -> error({woken_by, Message}) after 0 -> ok end,
+    ok = gen_tcp:close(Client).
+
+echoes_until(Until, Client, Echoes) ->
+    case erlang:monotonic_time(millisecond) < Until of
+        true ->
+            ok = gen_tcp:send(Client, "wait"),
+            {ok, <<".">>} = gen_tcp:recv(Client, 1, ?PATIENCE_MS),
+            echoes_until(Until, Client, Echoes + 1);
+        false ->
+            Echoes
+    end.
 
 a_job_that_has_ended_is_not_looked_at(_Config) ->
     [{_, Handle, _, _} | _] = py_reactor_pool:list(),

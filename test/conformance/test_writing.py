@@ -45,8 +45,11 @@ def echoes_a_flood(client: Client, more_than: int) -> list[list[int]]:
 
 
 def obeys_marks(held: list[list[int]], high: int, low: int) -> bool:
-    """With more than the high-water mark nothing is read, until it is less than the low one."""
-    flooded = [(full, then) for (_, full), (then, _) in pairwise(held) if full > high]
+    """With more than the high-water mark nothing is read, until it is less than the low one. Where
+    nothing was held before, the kernel may take enough of it at once."""
+    flooded = [
+        (full, then) for (before, full), (then, _) in pairwise(held) if before and full > high
+    ]
     return bool(flooded) and all(full <= high + 122_880 and then < low for full, then in flooded)
 
 

@@ -10,8 +10,7 @@ use pyo3::prelude::*;
 use reactor::{AdoptError, Door, Engine, Groundwork, Mailbox, SendError, Settings, Turn};
 use reactor_python::value::Value;
 use reactor_python::{
-    Activity, Glance, Look, Opening, PythonHandler, Refusal, Reply, Report, Surroundings, adopt,
-    describe,
+    Activity, Look, Opening, PythonHandler, Refusal, Reply, Report, Surroundings, adopt, describe,
 };
 use rustler::types::atom::{error, ok};
 use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc, Term};
@@ -21,6 +20,7 @@ use crate::beam::post::post;
 use crate::log::{Level, log};
 use crate::python::interpreter;
 use crate::python::library;
+use crate::sentry;
 use crate::ticket::Ticket;
 
 mod atoms {
@@ -88,6 +88,7 @@ impl Context {
             .stack_size(interpreter::STACK_BYTES)
             .spawn(worker)
             .map_err(|e| e.to_string())?;
+        sentry::look_after(process, &context.activity);
         Ok(context)
     }
 
@@ -145,16 +146,6 @@ impl Context {
         if let Some(callback) = self.activity.current_job() {
             interpreter::interrupt(Arc::clone(&self.activity), callback);
         }
-    }
-
-    /// The job that is running now. Takes no lock and does not wait.
-    pub(crate) fn glance(&self) -> Option<Glance> {
-        self.activity.glance()
-    }
-
-    /// Has `notice` called when the worker begins its next job, or at once if it is in one.
-    pub(crate) fn when_busy(&self, notice: impl FnOnce() + Send + 'static) {
-        self.activity.when_busy(notice);
     }
 
     /// Has Python's main thread look at a job as soon as it can have the GIL. Gives what it saw, and

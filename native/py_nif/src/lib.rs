@@ -12,6 +12,7 @@ mod loan;
 mod log;
 mod nifs;
 mod python;
+mod sentry;
 mod ticket;
 
 use rustler::{Env, Term};
@@ -25,7 +26,8 @@ rustler::init!("py_nif", load = load);
 fn load(env: Env, _info: Term) -> bool {
     let loaded = python::library::pin()
         .and_then(|()| beam::select::register::<Parked>(env))
-        .and_then(|()| beam::select::register::<Waiting>(env));
+        .and_then(|()| beam::select::register::<Waiting>(env))
+        .and_then(|()| sentry::start().map_err(|error| error.to_string()));
     match loaded {
         Ok(()) => {
             lasting::are_new();

@@ -7,8 +7,8 @@
 //! and when it ends: the acceptor process then finds out what is wrong, and waits for that.
 //!
 //! A worker that a callback holds up accepts nobody, and one whose callback never returns would
-//! keep the socket for ever. So acceptor processes look after a loan now and then, and take it
-//! back.
+//! keep the socket for ever. So the sentry looks after a loan now and then, and has the acceptors
+//! take it back.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use crate::beam::post::post;
 use crate::beam::select::Seat;
 use crate::context::Context;
 use crate::listener::Waiting;
+use crate::sentry;
 
 mod atoms {
     rustler::atoms! { accept }
@@ -49,6 +50,7 @@ impl Loan {
 
     /// Has the worker accept.
     pub(crate) fn begin(self: Arc<Self>, seat: &Seat<Waiting>, socket: Arc<Acceptor>) {
+        sentry::look_after_loan(&self);
         let context = self.context.clone();
         context.door().lend(Box::new(Lent {
             loan: self,
@@ -62,6 +64,10 @@ impl Loan {
         has_time(&self.context)
     }
 
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
     /// Has another acceptor told of the end.
     pub(crate) fn join(&self, seat: &Seat<Waiting>) {
         let mut waiting = self.waiting.lock();
@@ -73,6 +79,11 @@ impl Loan {
     /// The worker accepts nobody any more, whenever it comes round to see that.
     pub(crate) fn revoke(&self) {
         self.revoked.store(true, Ordering::Release);
+        self.tell();
+    }
+
+    /// Has the acceptors look after it: one of them ends it.
+    pub(crate) fn worker_is_held_up(&self) {
         self.tell();
     }
 
@@ -105,7 +116,7 @@ struct Lent {
 impl Source<Opening> for Lent {
     fn accept(&mut self) -> Offer<Opening> {
         // An acceptor that has ended is replaced by one with a duplicate of its own.
-        if self.loan.revoked.load(Ordering::Acquire) || self.seat.is_closed() {
+        if self.loan.is_revoked() || self.seat.is_closed() {
             return Offer::Over;
         }
         let listener = self.seat.listener();
