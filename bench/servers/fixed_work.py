@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Callable
 
 from reactor_protocols import named
 
@@ -15,14 +16,24 @@ import erlang.reactor as reactor
 from erlang.reactor.server import Reactor
 
 
+class Work:
+    """What is left to do. Not attributes of a class: to set one makes Python forget what it knows
+    of the class, and look up everything anew."""
+
+    __slots__ = ("left", "message", "reactor")
+
+    reactor: Reactor
+
+    def __init__(self, messages: int, size: int) -> None:
+        self.left = messages
+        self.message = bytes(size)
+
+
 class Client(reactor.Protocol):
     """Sends its next message when the last one is back."""
 
-    home: Reactor
-    message: bytes
-    left: int
-
-    def __init__(self) -> None:
+    def __init__(self, work: Work) -> None:
+        self.work = work
         self.back = 0
 
     def connection_made(self, fd: int, client_info: dict[str, object]) -> reactor.Action:
@@ -30,29 +41,30 @@ class Client(reactor.Protocol):
 
     def data_received(self, data: bytes) -> reactor.Action:
         self.back += len(data)
-        return self.send() if self.back == len(self.message) else "read_pending"
+        return self.send() if self.back == len(self.work.message) else "read_pending"
 
     def send(self) -> reactor.Action:
         self.back = 0
-        if Client.left == 0:
-            self.home.stop()
+        if self.work.left == 0:
+            self.work.reactor.stop()
             return "read_pending"
-        Client.left -= 1
-        self.write_buffer += self.message
+        self.work.left -= 1
+        self.write_buffer += self.work.message
         return "write_pending"
 
 
 def main() -> None:
     echo = named(sys.argv[1])
-    connections, size, Client.left = map(int, sys.argv[2:])
-    Client.message = bytes(size)
-    makers = [echo, Client] * connections
-    Client.home = Reactor(lambda: makers.pop()())
+    connections, size, messages = map(int, sys.argv[2:])
+    work = Work(messages, size)
+    ends: list[Callable[[], reactor.Protocol]] = [echo, lambda: Client(work)]
+    makers = ends * connections
+    work.reactor = Reactor(lambda: makers.pop()())
     for _ in range(connections):
         for end in socket.socketpair():
-            Client.home.handoff(end)
-    Client.home.run()
-    if Client.left:
+            work.reactor.handoff(end)
+    work.reactor.run()
+    if work.left:
         sys.exit("it ended too early")
 
 
