@@ -46,8 +46,8 @@ class Peer:
     """One server.
 
     command: what is executed; its process is the measured one.
-    protocols: the last word of the command for each protocol of shapes.py that it serves; an
-        empty one is left out.
+    protocols: the last words of the command for each protocol of shapes.py that it serves, which
+        may be none.
     needs: a file without which it cannot run; a peer that lacks it is skipped, visibly.
     environment: variables beside those of this process.
     cannot: the parts of shapes.py that it cannot take part in, and why.
@@ -69,13 +69,15 @@ class Peer:
 
     def serving(self, protocol: str) -> tuple[str, ...]:
         """The command with which it serves `protocol`."""
-        word = self.protocols[protocol]
-        return (*self.command, word) if word else self.command
+        return (*self.command, *self.protocols[protocol].split())
 
+
+REFERENCE = "uvloop"
 
 _SERVERS = ROOT / "bench" / "servers"
 _PY_REACTOR = ROOT / "_build" / "default" / "lib" / "py_reactor" / "ebin" / "py_reactor.app"
 _PLAIN = TMP / "plain"
+_CONTEXTS = {"echo-2-contexts": "inherited 2", "echo-4-contexts": "inherited 4"}
 # The embedded Python is that of the throw-away environment, which has h11.
 _BEAM = {"VIRTUAL_ENV": sys.prefix, "PY_REACTOR_PYTHON": sys.executable}
 _PYTHON_PATH = os.pathsep.join(str(path) for path in (_PLAIN, ROOT / "examples", _SERVERS))
@@ -85,8 +87,8 @@ def _escript(name: str, *words: str) -> tuple[str, ...]:
     return ("escript", str(_SERVERS / f"{name}.escript"), *words)
 
 
-def _reactor(name: str, title: str, how: str, echo: str, *more: str) -> Peer:
-    protocols = {"echo": echo} | {protocol: protocol for protocol in more}
+def _reactor(name: str, title: str, how: str, echo: str, **more: str) -> Peer:
+    protocols = {"echo": echo, **more}
     command = _escript("reactor_server", how)
     return Peer(name, f"py_reactor, {title}", command, protocols, _PY_REACTOR, _BEAM)
 
@@ -94,6 +96,8 @@ def _reactor(name: str, title: str, how: str, echo: str, *more: str) -> Peer:
 def _loop(name: str, cannot: Mapping[str, str] | None = None) -> Peer:
     command = (sys.executable, str(_SERVERS / "asyncio_server.py"), name)
     protocols = {protocol: protocol for protocol in ("echo", "flow", "http", "h11")}
+    if name == REFERENCE:
+        protocols |= dict.fromkeys(_CONTEXTS, "echo")
     return Peer(name, f"{name}, Protocol", command, protocols, cannot=cannot or {})
 
 
@@ -109,13 +113,19 @@ def object_bytes() -> int:
     return int(done.stdout)
 
 
-REFERENCE = "uvloop"
 LIMIT = "epoll"
 REACTORS = ("listener", "inherited", "letter", "plain")
 BOTH = {"echo": "echo", "flow": "flow"}
 
 PEERS = (
-    _reactor("listener", "listener", "listener", "inherited", "flow", "http", "h11"),
+    _reactor(
+        "listener",
+        "listener",
+        "listener",
+        "inherited",
+        **{protocol: protocol for protocol in ("flow", "http", "h11")},
+        **_CONTEXTS,
+    ),
     _reactor("inherited", "handoff, inherited write_ready", "handoff", "inherited"),
     _reactor("letter", "handoff, letter by letter", "handoff", "letter"),
     Peer(

@@ -89,7 +89,7 @@ def start(peer: Peer, protocol: str) -> Server:
     a message. A little of both sizes, uncounted, makes the order of the shapes matter less.
     """
     server = Server(peer, protocol)
-    if protocol == "echo":
+    if protocol.startswith("echo"):
         for size in ("10240", "64"):
             load(server, ["--size", size, "--seconds", "0.2", "--warmup", "0"])
     return server

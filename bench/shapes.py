@@ -36,7 +36,7 @@ class Shape:
     name: str
     title: str
     options: tuple[str, ...]
-    protocol: Literal["echo", "flow", "http", "h11"] = "echo"
+    protocol: Literal["echo", "echo-2-contexts", "echo-4-contexts", "flow", "http", "h11"] = "echo"
     unit: str = "request"
     cores: Literal["one", "two"] | None = None
     quick: bool = False
@@ -76,6 +76,11 @@ PIPELINED = Shape(
     "50 connections x 64 B, 16 under way on each",
     ("--pipeline", "16", "--connections", "50", "--size", "64"),
     quick=True,
+)
+_FIFTY = grid(50, 64).options
+CONTEXTS = (
+    Shape("50x64B-2-contexts", "50 x 64 B on two contexts", _FIFTY, protocol="echo-2-contexts"),
+    Shape("50x64B-4-contexts", "50 x 64 B on four contexts", _FIFTY, protocol="echo-4-contexts"),
 )
 UPLOAD = Shape(
     "upload",
@@ -117,7 +122,17 @@ HTTP = (
     ),
 )
 SHAPES = (
-    _ONE, *PINNED, *GRID[1:], ALONE, BESIDE_IDLE, PIPELINED, UPLOAD, DOWNLOAD, CHURN, *HTTP
-)  # fmt: skip
+    _ONE,
+    *PINNED,
+    *GRID[1:],
+    ALONE,
+    BESIDE_IDLE,
+    PIPELINED,
+    *CONTEXTS,
+    UPLOAD,
+    DOWNLOAD,
+    CHURN,
+    *HTTP,
+)
 
 PARTS = ("first-byte", "idle-memory", "leak")

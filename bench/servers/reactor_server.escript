@@ -1,8 +1,8 @@
 #!/usr/bin/env escript
 %% -*- erlang -*-
 %%% py_reactor: a listener of its own (`listener'), or sockets that gen_tcp has accepted (`handoff').
-%%% The second argument names the Python protocol, as reactor_protocols.py has it. Prints
-%%% `listening PORT'.
+%%% The second argument names the Python protocol, as reactor_protocols.py has it, a third one the number
+%%% of contexts, which is 1 without. Prints `listening PORT'.
 -mode(compile).
 
 -define(OPTIONS, [
@@ -13,9 +13,13 @@
     {ip, {127, 0, 0, 1}}
 ]).
 
-main([How, Protocol]) when How =:= "listener"; How =:= "handoff" ->
+main([How, Protocol]) ->
+    main([How, Protocol, "1"]);
+main([How, Protocol, Contexts]) when How =:= "listener"; How =:= "handoff" ->
     Root = filename:join([filename:dirname(filename:absname(escript:script_name())), "..", ".."]),
     add_code_path(filename:join([Root, "_build", "default", "lib"])),
+    ok = application:load(py_reactor),
+    ok = application:set_env(py_reactor, contexts, list_to_integer(Contexts)),
     {ok, _} = application:ensure_all_started(py_reactor),
     ok = py:add_path(filename:join(Root, "examples")),
     ok = py:add_path(filename:join([Root, "bench", "servers"])),
@@ -24,7 +28,7 @@ main([How, Protocol]) when How =:= "listener"; How =:= "handoff" ->
     ]),
     serve(How);
 main(_) ->
-    stop("usage: reactor_server.escript listener|handoff inherited|letter|flow|http|h11").
+    stop("usage: reactor_server.escript listener|handoff inherited|letter|flow|http|h11 [CONTEXTS]").
 
 serve("listener") ->
     {ok, _} = py_reactor:start_listener(bench, #{
