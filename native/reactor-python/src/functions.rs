@@ -3,6 +3,7 @@
 //! Each takes the handle of a connection first. Where the connection is over they raise
 //! `BrokenPipeError`, so that a loop around `write` ends.
 
+use std::cell::Cell;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
@@ -56,8 +57,10 @@ fn connection_read<'py>(
     let Some(descriptor) = handle::descriptor(connection)? else {
         return Ok(PyBytes::new(py, b""));
     };
-    let mut buffer = vec![0; size.min(MAX_READ_BYTES)];
-    match descriptor.receive(&mut buffer) {
+    let mut buffer = READ_BUFFER.take();
+    buffer.resize(MAX_READ_BYTES, 0);
+    let size = size.min(MAX_READ_BYTES);
+    let data = match descriptor.receive(&mut buffer[..size]) {
         Ok(Received::Data { length, .. } | Received::Datagram { length }) => {
             Ok(PyBytes::new(py, &buffer[..length]))
         }
@@ -66,7 +69,14 @@ fn connection_read<'py>(
             "nothing to read yet",
         ))),
         Ok(Received::Eof) | Err(_) => Ok(PyBytes::new(py, b"")),
-    }
+    };
+    READ_BUFFER.set(buffer);
+    data
+}
+
+thread_local! {
+    /// Kept, because to fill it with zeros for each read costs more than the read itself.
+    static READ_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Hands `data` to the kernel; returns how many bytes it took.
