@@ -72,16 +72,17 @@ struct Round {
     wait: Option<Duration>,
 }
 
-/// Starts the thread.
+/// Starts the thread, which stays where the library is loaded again.
 ///
 /// # Errors
 /// There can be no more threads.
 pub(crate) fn start() -> io::Result<()> {
-    let sentry = thread::Builder::new()
-        .name("py sentry".to_owned())
-        .spawn(stand)?;
-    // The library is loaded once.
-    SENTRY.get_or_init(|| sentry.thread().clone());
+    if SENTRY.get().is_none() {
+        let sentry = thread::Builder::new()
+            .name("py sentry".to_owned())
+            .spawn(stand)?;
+        SENTRY.get_or_init(|| sentry.thread().clone());
+    }
     Ok(())
 }
 
