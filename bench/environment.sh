@@ -7,6 +7,13 @@ descriptors_wanted=65536
 # Ignored by git; may be deleted at any time.
 environment=bench/results/tmp/.venv
 
+# Two at once would disturb each other, and write the same files. The lock goes with the process that this script becomes.
+alone() { # CALLER
+  mkdir -p bench/results/tmp
+  exec 9>bench/results/tmp/lock
+  flock -n 9 || { echo "$1: waiting for another of script/bench, script/prove, bench/instructions to end"; flock 9; }
+}
+
 raise_descriptor_limit() { # CALLER NEEDED
   local hard
   hard=$(ulimit -H -n)
