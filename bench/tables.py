@@ -133,10 +133,10 @@ def _header(results: Results) -> str:
         f"- {results['machine']}; {results['kernel']}",
         f"- Python {results['python']}, uvloop {results['uvloop']}, rloop {results['rloop']}, "
         f"OTP {results['otp']}, {results['rustc']}, cc {results['cc']}",
-        f"- closed loop over loopback, one client thread, every byte checked; {plan['rounds']} "
-        f"round(s) of {plan['seconds']} s a run after {plan['warmup']} s of the same load; took "
-        f"{results['took_seconds']} s; load average {results['load_average_before']:.1f} before, "
-        f"{results['load_average_after']:.1f} after",
+        "- closed loop over loopback, one client thread, every byte checked, but not by wrk; "
+        f"{plan['rounds']} round(s) of {plan['seconds']} s a run after {plan['warmup']} s of the "
+        f"same load; took {results['took_seconds']} s; load average "
+        f"{results['load_average_before']:.1f} before, {results['load_average_after']:.1f} after",
         f"- figures are medians over the rounds; ratios are to {REFERENCE} in the same round and "
         "shape, median (min..max); CPU is that of all threads of the server, a request; "
         "`client` is the share of one core that the load client used: near 100 % it is the limit; "
