@@ -7,6 +7,15 @@ descriptors_wanted=65536
 # Ignored by git; may be deleted at any time.
 environment=bench/results/tmp/.venv
 
+# Two at once would disturb each other, and write the same files. The lock goes with the process that this script becomes;
+# where there is no flock(1) nobody waits.
+alone() { # CALLER
+  command -v flock >/dev/null || return 0
+  mkdir -p bench/results/tmp
+  exec 9>bench/results/tmp/lock
+  flock -n 9 || { echo "$1: waiting for another of script/bench, script/prove, bench/instructions to end"; flock 9; }
+}
+
 raise_descriptor_limit() { # CALLER NEEDED
   local hard
   hard=$(ulimit -H -n)

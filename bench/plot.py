@@ -25,6 +25,8 @@ BARS = (
     ("per_second", f"requests, connections or MiB a second, {REFERENCE} = 1; more is better"),
     ("cpu_us", f"CPU of the server for each, {REFERENCE} = 1; less is better"),
 )
+LINE_TICKS = {"subs": (1, 2, 5), "numticks": 20}
+BAR_TICKS = {"base": 2, "subs": (1, 1.25, 1.5), "numticks": 20}
 # Ours in greens, those they are compared with in other colours, the limit in grey.
 COLOURS = {
     "listener": "#00441b",
@@ -47,6 +49,7 @@ def draw(results: Results, folder: Path) -> list[str]:
     # Not plain imports: this file is type-checked where matplotlib is not installed.
     importlib.import_module("matplotlib").use("Agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
+    ticks = importlib.import_module("matplotlib.ticker").LogLocator
     pyplot.rcParams["svg.hashsalt"] = "echo"
     measured = {run["shape"] for run in results["runs"]}
     drawn = []
@@ -54,18 +57,25 @@ def draw(results: Results, folder: Path) -> list[str]:
     connections = [[grid(number, size) for number in CONNECTIONS] for size in SIZES]
     others = [shape for shape in SHAPES if shape not in GRID and shape.name in measured]
     pictures = {
-        "by-size": _lines(pyplot, results, sizes, list(SIZES), list(SIZES.values())),
+        "by-size": _lines(pyplot, results, sizes, SIZES, "size of a message"),
         "by-connections": _lines(
-            pyplot, results, connections, list(CONNECTIONS), [f"{n:,}" for n in CONNECTIONS]
+            pyplot, results, connections, {n: f"{n:,}" for n in CONNECTIONS}, "connections"
         ),
         "others": _bars(pyplot, results, others) if others else None,
     }
     for name, figure in pictures.items():
         if figure is None:
+            # That of an earlier run would stand beside the tables of this one.
+            for ending in ("svg", "png"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
             continue
+        for axis in figure.axes:
+            # With tens alone there may be one or none, and most differences are smaller.
+            axis.yaxis.set_major_locator(ticks(**(BAR_TICKS if name == "others" else LINE_TICKS)))
+            axis.yaxis.set_major_formatter("{x:g}" if name == "others" else "{x:,.0f}")
         figure.suptitle(
-            f"{results['plan']['rounds']} round(s); {results['machine']}; "
-            f"revision {results['revision']}",
+            f"median, least and most of {results['plan']['rounds']} round(s); "
+            f"{results['machine']}; revision {results['revision']}",
             fontsize=9,
         )
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
@@ -76,7 +86,7 @@ def draw(results: Results, folder: Path) -> list[str]:
 
 
 def _lines(
-    pyplot: Any, results: Results, columns: list[list[Shape]], places: list[int], ticks: list[str]
+    pyplot: Any, results: Results, columns: list[list[Shape]], places: dict[int, str], across: str
 ) -> Any:
     """A column for each list of loads, a row for each figure; None when there is nothing."""
     measured = {run["shape"] for run in results["runs"]}
@@ -90,13 +100,16 @@ def _lines(
     for row, (name, title) in enumerate(FIGURES):
         for axis, column in zip(axes[row], columns, strict=True):
             for peer in PEERS:
-                _line(axis, results, column, places, peer, name)
+                _line(axis, results, column, list(places), peer, name)
             axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.set_xticks(places, ticks, fontsize=8)
+            axis.set_xticks(list(places), list(places.values()), fontsize=8)
             axis.minorticks_off()
             axis.grid(alpha=0.3)
+            axis.tick_params("y", labelsize=7)
         axes[row][0].set_ylabel(title, fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel(across, fontsize=9)
     for axis, column in zip(axes[0], columns, strict=True):
         first, last = column[0].title, column[-1].title
         axis.set_title(_common(first, last), fontsize=10, loc="left")
@@ -172,5 +185,5 @@ def _panel(axis: Any, results: Results, shapes: list[Shape], name: str) -> None:
     axis.set_xticks(range(len(shapes)), [shape.name for shape in shapes], fontsize=8)
     # Whoever needs ten times as much would otherwise press all others flat.
     axis.set_yscale("log", base=2)
-    axis.yaxis.set_major_formatter("{x:g}")
+    axis.tick_params("y", labelsize=7)
     axis.grid(axis="y", alpha=0.3)

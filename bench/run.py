@@ -1,4 +1,4 @@
-"""Runs the load client against every server in turn and writes bench/results. See README.md.
+"""Runs the load client against every server in turn and writes tables and plots. See README.md.
 
 Called by script/bench, which prepares what is needed.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -289,9 +291,14 @@ def leak_cost(plan: Plan) -> float:
     return 5.0 + (plan.leak_warmup + plan.leak_batches * plan.leak_count) / 20000
 
 
-def arguments() -> tuple[Plan, list[Peer], list[Shape], list[str]]:
-    """What the command line asks for: plan, peers, shapes, parts about memory."""
-    parser = argparse.ArgumentParser(prog="script/bench", description=__doc__.splitlines()[0])
+def arguments() -> tuple[Plan, list[Peer], list[Shape], list[str], Path]:
+    """What the command line asks for: plan, peers, shapes, parts about memory, and the folder of
+    the results, which for a part of all is not that of the whole."""
+    parser = argparse.ArgumentParser(
+        prog="script/bench",
+        description=__doc__.splitlines()[0],
+        epilog="script/bench --baseline counts instructions and writes bench/baseline.json.",
+    )
     parser.add_argument("--quick", action="store_true", help="one short round of some loads")
     parser.add_argument("--rounds", type=int, help=f"default {FULL.rounds}")
     parser.add_argument("--seconds", type=float, help=f"of each run, default {FULL.seconds}")
@@ -303,6 +310,9 @@ def arguments() -> tuple[Plan, list[Peer], list[Shape], list[str]]:
         metavar="NAME[,NAME]",
         help=f"these servers (uvloop is always there) and these loads: {', '.join(names)}",
     )
+    parser.add_argument(
+        "--check", action="store_true", help="measure nothing, only look at the other options"
+    )
     parsed = parser.parse_args()
     only = parsed.only.split(",") if parsed.only else []
     for unknown in set(only) - set(names):
@@ -312,8 +322,10 @@ def arguments() -> tuple[Plan, list[Peer], list[Shape], list[str]]:
         "rounds": base.rounds if parsed.rounds is None else parsed.rounds,
         "seconds": base.seconds if parsed.seconds is None else parsed.seconds,
     }
-    if changed["rounds"] < 1 or changed["seconds"] <= 0:
+    if changed["rounds"] < 1 or not 0 < changed["seconds"] < math.inf:
         parser.error("--rounds and --seconds must be positive")
+    if parsed.check:
+        parser.exit()
     some_peers = set(only) & set(peer_names)
     some_loads = set(only) & {*shape_names, *PARTS}
     peers = [
@@ -327,12 +339,14 @@ def arguments() -> tuple[Plan, list[Peer], list[Shape], list[str]]:
         if shape.name in some_loads or not (some_loads or (parsed.quick and not shape.quick))
     ]
     parts = [part for part in PARTS if not some_loads or part in some_loads]
-    return Plan(**(asdict(base) | changed)), peers, shapes, parts
+    folder = TMP / "part" if only or parsed.quick else RESULTS
+    return Plan(**(asdict(base) | changed)), peers, shapes, parts, folder
 
 
 def main() -> int:
-    plan, wanted, shapes, parts = arguments()
-    TMP.mkdir(parents=True, exist_ok=True)
+    plan, wanted, shapes, parts, folder = arguments()
+    for needed in (TMP, folder):
+        needed.mkdir(parents=True, exist_ok=True)
     for log in TMP.glob("*.log"):
         log.unlink()
     skipped = {peer.name: why for peer in wanted if (why := peer.missing()) is not None}
@@ -377,12 +391,15 @@ def main() -> int:
         "memory": memory,
         "runs": runs,
     }
-    (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / "results.md").write_text(tables.render(results))
-    drawn = plot.draw(results, RESULTS)
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "results.md").write_text(tables.render(results))
+    drawn = plot.draw(results, folder)
     failed = [found for found in [*runs, *memory_runs(memory)] if "error" in found]
-    print(f"wrote {RESULTS.relative_to(ROOT)}/results.md, results.json, {', '.join(drawn)}")
-    print(f"{len(runs)} runs, {len(failed)} failed, {len(skipped)} skipped")
+    names = ", ".join(["results.md", "results.json", *drawn])
+    print(f"wrote in {folder.relative_to(ROOT)}: {names}")
+    disturbed = sum(found.get("others_core_percent", 0.0) > DISTURBED_PERCENT for found in runs)
+    told = f"{len(failed)} failed, {len(skipped)} skipped, {disturbed} disturbed by other programs"
+    print(f"{len(runs)} runs, {told}")
     return 1 if failed else 0
 
 
@@ -391,4 +408,7 @@ def memory_runs(memory: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; nothing was written")

@@ -133,13 +133,14 @@ def _header(results: Results) -> str:
         f"- {results['machine']}; {results['kernel']}",
         f"- Python {results['python']}, uvloop {results['uvloop']}, rloop {results['rloop']}, "
         f"OTP {results['otp']}, {results['rustc']}, cc {results['cc']}",
-        f"- closed loop over loopback, one client thread, every byte checked; {plan['rounds']} "
-        f"round(s) of {plan['seconds']} s a run after {plan['warmup']} s of the same load; took "
-        f"{results['took_seconds']} s; load average {results['load_average_before']:.1f} before, "
-        f"{results['load_average_after']:.1f} after",
+        "- closed loop over loopback, one client thread, every byte checked, but not by wrk; "
+        f"{plan['rounds']} round(s) of {plan['seconds']} s a run after {plan['warmup']} s of the "
+        f"same load; took {results['took_seconds']} s; load average "
+        f"{results['load_average_before']:.1f} before, {results['load_average_after']:.1f} after",
         f"- figures are medians over the rounds; ratios are to {REFERENCE} in the same round and "
         "shape, median (min..max); CPU is that of all threads of the server, a request; "
         "`client` is the share of one core that the load client used: near 100 % it is the limit; "
+        "latency is `-` where nobody tells it, or a connection got no answer within the run; "
         "`others` is what other programs took of a core in the worst round: much of it, and that "
         f"round was disturbed ({repeats} runs were repeated for that reason)",
     ]
@@ -202,9 +203,14 @@ def _plural(unit: str) -> str:
 
 
 def _latency(runs: dict[int, dict[str, Any]], figure: str) -> str:
-    """wrk tells no p99.9, and a flow has no latency."""
-    there = all(run.get(figure, 0) > 0 for run in runs.values())
+    """wrk tells no p99.9, and a flow has no latency. Nor is there one that is worth something where
+    a connection got no answer within the run: only the quick ones are counted."""
+    there = all(run.get(figure, 0) > 0 and not _starved(run) for run in runs.values())
     return f"{_middle(runs, figure):,.0f}" if there else "-"
+
+
+def _starved(run: dict[str, Any]) -> bool:
+    return run.get("mode") == "steady" and run["fewest_per_connection"] == 0
 
 
 def _beside(results: Results, peer: str, figure: str) -> Ratios:

@@ -117,6 +117,12 @@ def test_a_flow_has_no_latency() -> None:
     assert "| - | - | - | 50 % | 1 % |" in text
 
 
+def test_a_connection_without_an_answer_leaves_no_latency() -> None:
+    for fewest, told in ((0, "| - | - | - |"), (1, "| 10 | 20 | 30 |")):
+        starved = run("50x64B", "uvloop", 0, 100.0, mode="steady", fewest_per_connection=fewest)
+        assert told in render(results([starved]))
+
+
 def test_memory_is_told_beside_the_python_object() -> None:
     idle = {
         "bytes_per_connection": 1500.0,
