@@ -72,16 +72,18 @@ struct Round {
     wait: Option<Duration>,
 }
 
-/// Starts the thread.
+/// Starts the thread, unless it was started before.
 ///
 /// # Errors
 /// There can be no more threads.
 pub(crate) fn start() -> io::Result<()> {
-    let sentry = thread::Builder::new()
-        .name("py sentry".to_owned())
-        .spawn(stand)?;
-    // The library is loaded once.
-    SENTRY.get_or_init(|| sentry.thread().clone());
+    // The library is loaded again after a purge of its module; the thread is still there.
+    if SENTRY.get().is_none() {
+        let sentry = thread::Builder::new()
+            .name("py sentry".to_owned())
+            .spawn(stand)?;
+        SENTRY.get_or_init(|| sentry.thread().clone());
+    }
     Ok(())
 }
 
