@@ -223,6 +223,37 @@ the_socket_is_taken_back_from_a_held_up_worker(_Config) ->
     [lost(Client) || Client <- [Blocked, Later]],
     ok = py_reactor:stop_listener(holding).
 
+%% Time is the subject: the next look at the jobs is an hour away.
+the_socket_is_taken_back_in_time_however_long_callbacks_may_take(_Config) ->
+    ok = py_nif:watch_jobs(3_600_000),
+    exec(
+        "go = threading.Event()\n"
+        "class Blocks(Told):\n"
+        "    def data_received(self, data):\n"
+        "        tell('blocked')\n"
+        "        go.wait()\n"
+    ),
+    {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}}),
+    Earlier = connect(holding),
+    {_} = next(<<"made">>),
+    timer:sleep(1000),
+    Blocked = connect(holding),
+    {_} = next(<<"made">>),
+    ok = gen_tcp:send(Blocked, "x"),
+    {<<"blocked">>} = next(),
+    Later = connect(holding),
+    wait_until("it waits for the worker", fun() -> maps:get(queue_depth, info(holding)) > 0 end),
+    none = eval("go.set()"),
+    {_} = next(<<"made">>),
+    [lost(Client) || Client <- [Earlier, Blocked, Later]],
+    ok = py_reactor:stop_listener(holding),
+    %% It begins anew with the settings.
+    Watchdog = whereis(py_reactor_watchdog),
+    exit(Watchdog, kill),
+    wait_until("there is another watchdog", fun() ->
+        is_pid(whereis(py_reactor_watchdog)) andalso whereis(py_reactor_watchdog) =/= Watchdog
+    end).
+
 a_start_does_not_wait_for_a_callback_of_the_only_context(_Config) ->
     exec(
         "go = threading.Event()\n"

@@ -45,6 +45,9 @@ groups() ->
             a_slow_callback_is_logged_again_when_it_has_taken_twice_as_long,
             a_slow_callback_is_an_event,
             short_callbacks_wake_nobody,
+            the_first_job_of_a_new_context_can_be_slow,
+            who_wants_to_know_sooner_does,
+            who_begins_to_watch_is_told_of_what_goes_on,
             a_job_that_has_ended_is_not_looked_at
         ]}
     ].
@@ -74,6 +77,8 @@ end_per_testcase(_Case, Config) ->
     reactor_case:end_case(Config).
 
 settings(figures_are_told_regularly) -> #{measurement_interval_ms => 10};
+settings(the_first_job_of_a_new_context_can_be_slow) -> #{slow_callback_ms => 300};
+settings(who_wants_to_know_sooner_does) -> #{contexts => 1};
 settings(no_watchdog_when_it_is_off) -> #{slow_callback_ms => 0};
 settings(_) -> #{contexts => 2}.
 
@@ -409,6 +414,59 @@ echoes_until(Until, Client, Echoes) ->
             echoes_until(Until, Client, Echoes + 1);
         false ->
             Echoes
+    end.
+
+%% Time is the subject: all are idle, and one context was started after the others were asked to say when
+%% they begin a job, and before it was certain that none did.
+the_first_job_of_a_new_context_can_be_slow(Config) ->
+    true = erlang:suspend_process(?config(bystander, Config)),
+    timer:sleep(900),
+    Contexts = [Context || {ok, Context} <- [py_reactor_context:start_link(#{}) || _ <- [asked, not_asked]]],
+    timer:sleep(900),
+    ok = use("slow.SlowToMake"),
+    Making = reactor_case:connect(?config(listener, Config)),
+    Accepted = reactor_case:accept(?config(listener, Config)),
+    {Handing, Monitor} = spawn_monitor(fun() ->
+        receive go -> ok = py_reactor_context:handoff(lists:last(Contexts), Accepted, #{}) end
+    end),
+    ok = gen_tcp:controlling_process(Accepted, Handing),
+    Handing ! go,
+    #{protocol := <<"slow.SlowToMake">>} = await_logged(#{what => slow_callback, callback => <<"factory">>}),
+    ok = exec("slow.gate.set()"),
+    receive {'DOWN', Monitor, process, _, normal} -> ok after ?PATIENCE_MS -> error(timeout) end,
+    ok = gen_tcp:close(Making),
+    [ok = py_reactor_context:stop(Context) || Context <- Contexts],
+    true = erlang:resume_process(?config(bystander, Config)).
+
+%% As when the application starts again with another `slow_callback_ms'. Time is the subject: the next look
+%% is an hour away.
+who_wants_to_know_sooner_does(Config) ->
+    ok = py_nif:watch_jobs(3_600_000),
+    timer:sleep(300),
+    ok = py_nif:watch_jobs(100),
+    ok = use("slow.Slow"),
+    Client = open(?config(listener, Config)),
+    ok = gen_tcp:send(Client, "wait"),
+    ?assert(slow_for(100) >= 100),
+    goes_on(Client).
+
+%% Who was told before may have died before it did anything about it.
+who_begins_to_watch_is_told_of_what_goes_on(Config) ->
+    ok = py_nif:watch_jobs(1),
+    ok = use("slow.Slow"),
+    Client = open(?config(listener, Config)),
+    ok = gen_tcp:send(Client, "wait"),
+    Told = slow_for(1000),
+    ok = py_nif:watch_jobs(1),
+    %% Not only when it has taken twice as long.
+    ?assert(slow_for(1000) < 2 * Told),
+    goes_on(Client).
+
+%% Waits to be told of a callback that has been running for at least so long; returns for how long.
+slow_for(AgeMs) ->
+    receive
+        {py_slow, _Context, #{callback := <<"data_received">>, age_ms := Age}} when Age >= AgeMs -> Age
+    after ?PATIENCE_MS -> error(not_told)
     end.
 
 a_job_that_has_ended_is_not_looked_at(_Config) ->

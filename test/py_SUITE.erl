@@ -1001,6 +1001,7 @@ library_survives_load_file(_Config) ->
 
 library_survives_delete_and_purge(_Config) ->
     ok = py:exec("kept = 'through purge'"),
+    Threads = library_threads(),
     [
         begin
             true = code:delete(py_nif),
@@ -1013,7 +1014,13 @@ library_survives_delete_and_purge(_Config) ->
             end)
         end
      || _ <- lists:seq(1, 3)
-    ].
+    ],
+    ?assertEqual(Threads, library_threads()).
+
+%% The threads that end with the node only.
+library_threads() ->
+    Names = [file:read_file(Comm) || Comm <- filelib:wildcard("/proc/self/task/*/comm")],
+    lists:sort([Name || {ok, Name} <- Names, lists:member(Name, [<<"python main\n">>, <<"py sentry\n">>])]).
 
 %%--------------------------------------------------------------------------------------------------
 %% Ends

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use reactor_python::{Activity, Glance};
 use rustler::{Encoder, Env, LocalPid, Term};
 
@@ -33,7 +33,8 @@ static BEAT: Mutex<Beat> = Mutex::new(Beat {
     watcher: None,
     workers: Vec::new(),
     loans: Vec::new(),
-    asleep: false,
+    asked: false,
+    wait: Some(Duration::ZERO),
 });
 
 /// What the sentry looks after.
@@ -41,8 +42,10 @@ struct Beat {
     watcher: Option<Watcher>,
     workers: Vec<Worker>,
     loans: Vec<Weak<Loan>>,
-    /// It sleeps until it is woken.
-    asleep: bool,
+    /// All workers were idle, and whichever begins a job says so.
+    asked: bool,
+    /// From the last look until the next one; None until somebody wakes it.
+    wait: Option<Duration>,
 }
 
 /// Who is told of jobs that have been running for how long.
@@ -68,15 +71,15 @@ struct Round {
     held_up: Vec<Arc<Loan>>,
     /// All of them do nothing: who begins a job is to say so.
     idle: Vec<Arc<Activity>>,
-    /// Until the next look; None until somebody wakes it.
     wait: Option<Duration>,
 }
 
-/// Starts the thread, which stays where the library is loaded again.
+/// Starts the thread, unless it was started before.
 ///
 /// # Errors
 /// There can be no more threads.
 pub(crate) fn start() -> io::Result<()> {
+    // The library is loaded again after a purge of its module; the thread is still there.
     if SENTRY.get().is_none() {
         let sentry = thread::Builder::new()
             .name("py sentry".to_owned())
@@ -91,7 +94,13 @@ pub(crate) fn start() -> io::Result<()> {
 /// None: nobody is told.
 pub(crate) fn watch_jobs(process: LocalPid, slow: Option<Duration>) {
     let watcher = slow.map(|slow| Watcher { process, slow });
-    change(|beat| beat.watcher = watcher);
+    let mut beat = BEAT.lock();
+    beat.watcher = watcher;
+    for worker in &mut beat.workers {
+        // Who was told of it may not be there any more, or may have wanted other times.
+        worker.due = None;
+    }
+    look_within(slow.unwrap_or(Duration::MAX), beat);
 }
 
 /// Looks after the worker of a context, for as long as it is there.
@@ -102,20 +111,27 @@ pub(crate) fn look_after(context: LocalPid, activity: &Arc<Activity>) {
         next_job: activity.next_job(),
         due: None,
     };
-    change(|beat| beat.workers.push(worker));
+    let mut beat = BEAT.lock();
+    beat.workers.push(worker);
+    // This one was not asked.
+    beat.asked = false;
+    let slow = beat.watcher.map(|watcher| watcher.slow);
+    look_within(slow.unwrap_or(Duration::MAX), beat);
 }
 
 /// Has the acceptors told should the worker that has the loan be held up.
 pub(crate) fn look_after_loan(loan: &Arc<Loan>) {
-    change(|beat| beat.loans.push(Arc::downgrade(loan)));
+    let mut beat = BEAT.lock();
+    beat.loans.push(Arc::downgrade(loan));
+    look_within(LOAN_CHECK, beat);
 }
 
-fn change(change: impl FnOnce(&mut Beat)) {
-    let mut beat = BEAT.lock();
-    change(&mut beat);
-    let asleep = std::mem::take(&mut beat.asleep);
-    drop(beat);
-    if asleep {
+/// Wakes the thread if it would come round to look only later than this.
+fn look_within(time: Duration, mut beat: MutexGuard<'_, Beat>) {
+    if beat.wait.is_none_or(|wait| wait > time) {
+        // A look before its time does not show what the last one missed.
+        beat.asked = false;
+        drop(beat);
         wake_up();
     }
 }
@@ -128,14 +144,8 @@ fn wake_up() {
 
 /// The life of the thread.
 fn stand() {
-    // A job that begins in the moment in which its worker is asked to say so may be missed, so there
-    // is another look after that.
-    let mut looks_again = false;
     loop {
-        let mut beat = BEAT.lock();
-        let round = beat.look(looks_again);
-        beat.asleep = round.wait.is_none();
-        drop(beat);
+        let round = BEAT.lock().look();
         for (watcher, context, glance) in round.slow {
             post(watcher, move |env| {
                 (atoms::py_slow(), context, encode_glance(env, glance)).encode(env)
@@ -144,7 +154,6 @@ fn stand() {
         for loan in round.held_up {
             loan.worker_is_held_up();
         }
-        looks_again = !round.idle.is_empty();
         for activity in round.idle {
             activity.when_busy(wake_up);
         }
@@ -156,26 +165,29 @@ fn stand() {
 }
 
 impl Beat {
-    fn look(&mut self, again: bool) -> Round {
+    fn look(&mut self) -> Round {
         let mut round = Round {
             slow: Vec::new(),
             held_up: Vec::new(),
             idle: Vec::new(),
             wait: None,
         };
+        self.workers
+            .retain(|worker| worker.activity.strong_count() > 0);
         if let Some(watcher) = self.watcher {
-            self.look_at_workers(watcher, again, &mut round);
+            self.look_at_workers(watcher, &mut round);
         }
         self.look_at_loans(&mut round);
+        self.wait = round.wait;
         round
     }
 
-    fn look_at_workers(&mut self, watcher: Watcher, again: bool, round: &mut Round) {
+    fn look_at_workers(&mut self, watcher: Watcher, round: &mut Round) {
         let mut moves = false;
         let mut wait = watcher.slow;
-        self.workers.retain_mut(|worker| {
+        for worker in &mut self.workers {
             let Some(activity) = worker.activity.upgrade() else {
-                return false;
+                continue;
             };
             let next_job = activity.next_job();
             moves |= next_job != worker.next_job;
@@ -188,12 +200,15 @@ impl Beat {
                 }
             }
             round.idle.push(activity);
-            true
-        });
-        if moves || again {
+        }
+        // A job that begins in the moment in which its worker is asked to say so may be missed, so
+        // there is another look after that.
+        let sleeps = self.asked && !moves;
+        if self.asked || moves {
             round.idle.clear();
         }
-        if moves || !again {
+        self.asked = !moves;
+        if !sleeps {
             round.wait = (!self.workers.is_empty()).then_some(wait);
         }
     }
