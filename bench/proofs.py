@@ -257,7 +257,7 @@ def hoard(proof: Proof) -> None:
         proof.note("taken while they did not read", f"{found['bytes_taken_unread'] / MIB:.1f} MiB")
         # What was read in one go comes on top of the mark.
         waiting = node.python("Bulk.most")
-        proof.count("bytes in the largest write_buffer", waiting, high + 64 * KIB)
+        proof.count("bytes in the largest write_buffer", waiting, high + 120 * KIB)
         bound = 5 * (high + 64 * KIB) + 16 * MIB
         proof.full_only(
             "memory more meanwhile",

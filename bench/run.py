@@ -297,7 +297,8 @@ def arguments() -> tuple[Plan, list[Peer], list[Shape], list[str], Path]:
     parser = argparse.ArgumentParser(
         prog="script/bench",
         description=__doc__.splitlines()[0],
-        epilog="script/bench --baseline counts instructions and writes bench/baseline.json.",
+        epilog="script/bench --costs counts instructions, system calls and context switches; "
+        "script/bench --baseline counts instructions and writes bench/baseline.json.",
     )
     parser.add_argument("--quick", action="store_true", help="one short round of some loads")
     parser.add_argument("--rounds", type=int, help=f"default {FULL.rounds}")

@@ -181,13 +181,14 @@ handle_cast(Cast, State) ->
     {noreply, State}.
 
 %% @private
--spec handle_info(term(), no_state) -> {noreply, no_state}.
+-spec handle_info(term(), no_state) -> {noreply, no_state} | {noreply, no_state, hibernate}.
 handle_info({'DOWN', _Monitor, process, Pid, Reason}, State) ->
     _ = [leave(Row, Reason) || Row <- ets:take(?TABLE, Pid)],
     {noreply, State};
 handle_info({reap, Handle}, State) ->
     reap(Handle),
-    {noreply, State};
+    %% So that no garbage of this process, which does little, holds what native code has of the context.
+    {noreply, State, hibernate};
 handle_info(Message, State) ->
     ?LOG_WARNING(#{what => unexpected_message, process => ?MODULE, message => Message}),
     {noreply, State}.

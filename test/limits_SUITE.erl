@@ -857,7 +857,7 @@ keeps_the_marks() ->
             "all(held <= high for held, _ in it.seen)"
             " and all(then < low for (held, size), (then, _) in zip(it.seen, it.seen[1:])"
             " if held and held + size > high)"
-            " and any(held and held + size > high for held, size in it.seen)",
+            " and any(held + size > high for held, size in it.seen)",
             #{high => ?HIGH_WATER, low => ?LOW_WATER}
         )
     ).

@@ -56,6 +56,8 @@ class Client(reactor.Protocol):
 def main() -> None:
     echo = named(sys.argv[1])
     connections, size, messages = map(int, sys.argv[2:])
+    if connections < 1 or size < 1 or messages < 0:
+        sys.exit("without connections and bytes there is no work")
     work = Work(messages, size)
     ends: list[Callable[[], reactor.Protocol]] = [echo, lambda: Client(work)]
     makers = ends * connections

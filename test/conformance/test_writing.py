@@ -47,10 +47,10 @@ def echoes_a_flood(client: Client, more_than: int) -> list[list[int]]:
 def obeys_marks(held: list[list[int]], high: int, low: int) -> bool:
     """With more than the high-water mark nothing is read, until it is less than the low one. Where
     nothing was held before, the kernel may take enough of it at once."""
-    flooded = [
-        (full, then) for (before, full), (then, _) in pairwise(held) if before and full > high
-    ]
-    return bool(flooded) and all(full <= high + 122_880 and then < low for full, then in flooded)
+    for (before, full), (then, _) in pairwise(held):
+        if full > high + 122_880 or (before and full > high and then >= low):
+            return False
+    return any(full > high for _, full in held)
 
 
 @WRITERS
