@@ -258,7 +258,7 @@ def hoard(proof: Proof) -> None:
         # What was read in one go comes on top of the mark.
         waiting = node.python("Bulk.most")
         proof.count("bytes in the largest write_buffer", waiting, high + 120 * KIB)
-        bound = 5 * (high + 64 * KIB) + 16 * MIB
+        bound = 5 * (high + 120 * KIB) + 16 * MIB
         proof.full_only(
             "memory more meanwhile",
             f"{most / MIB:.1f} MiB",
