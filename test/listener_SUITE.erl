@@ -55,6 +55,11 @@ end_per_testcase(_Case, Config) ->
 
 helpers() ->
     <<
+        "go = threading.Event()\n"
+        "class Blocks(Told):\n"
+        "    def data_received(self, data):\n"
+        "        tell('blocked')\n"
+        "        go.wait()\n"
         "class Echo(Told):\n"
         "    def data_received(self, data):\n"
         "        self.write_buffer += data\n"
@@ -178,13 +183,6 @@ a_context_that_starts_later_imports_by_itself(_Config) ->
     [ok = py_reactor_context:stop(Context) || Context <- [First, Second]].
 
 a_held_up_context_does_not_hold_up_a_start(_Config) ->
-    exec(
-        "go = threading.Event()\n"
-        "class Blocks(Told):\n"
-        "    def data_received(self, data):\n"
-        "        tell('blocked')\n"
-        "        go.wait()\n"
-    ),
     [Held, Free] = [element(2, py_reactor_context:start_link(#{})) || _ <- [1, 2]],
     {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}, contexts => [Held]}),
     Blocked = connect(holding),
@@ -204,13 +202,6 @@ a_held_up_context_does_not_hold_up_a_start(_Config) ->
 
 %% A worker accepts by itself while clients come; one that a callback holds up does not.
 the_socket_is_taken_back_from_a_held_up_worker(_Config) ->
-    exec(
-        "go = threading.Event()\n"
-        "class Blocks(Told):\n"
-        "    def data_received(self, data):\n"
-        "        tell('blocked')\n"
-        "        go.wait()\n"
-    ),
     {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}}),
     Blocked = connect(holding),
     {_} = next(<<"made">>),
@@ -226,13 +217,6 @@ the_socket_is_taken_back_from_a_held_up_worker(_Config) ->
 %% Time is the subject: the next look at the jobs is an hour away.
 the_socket_is_taken_back_in_time_however_long_callbacks_may_take(_Config) ->
     ok = py_nif:watch_jobs(3_600_000),
-    exec(
-        "go = threading.Event()\n"
-        "class Blocks(Told):\n"
-        "    def data_received(self, data):\n"
-        "        tell('blocked')\n"
-        "        go.wait()\n"
-    ),
     {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}}),
     Earlier = connect(holding),
     {_} = next(<<"made">>),
@@ -255,13 +239,6 @@ the_socket_is_taken_back_in_time_however_long_callbacks_may_take(_Config) ->
     end).
 
 a_start_does_not_wait_for_a_callback_of_the_only_context(_Config) ->
-    exec(
-        "go = threading.Event()\n"
-        "class Blocks(Told):\n"
-        "    def data_received(self, data):\n"
-        "        tell('blocked')\n"
-        "        go.wait()\n"
-    ),
     {ok, Held} = py_reactor_context:start_link(#{}),
     {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}, contexts => [Held]}),
     Blocked = connect(holding),
