@@ -60,7 +60,7 @@ def echoes(server: Server, connections: int, rounds: int) -> None:
     command = [binary("load"), "--address", f"127.0.0.1:{server.port}", "--size", "64"]
     work = ["--connections", str(connections), "--window", str(connections)]
     done = subprocess.run(
-        [*command, *work, "--rounds", str(rounds), "--interval", "0", "--patience", "60"],
+        [*command, *work, "--rounds", str(rounds), "--interval", "0.0001", "--patience", "60"],
         capture_output=True,
         text=True,
     )
@@ -91,15 +91,17 @@ def system_calls(server: Server, connections: int) -> float:
     found = []
     few, more = ROUNDS[connections]
     for rounds in (few, few + more):
-        out = TMP / "strace.out"
-        command = ["strace", "-f", "-c", "-o", str(out), "-p", str(server.pid)]
-        # It says on stderr when it is there.
+        command = ["strace", "-f", "-c", "-p", str(server.pid)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
             assert strace.stderr is not None
+            # It says when it is there.
             strace.stderr.readline()
-            echoes(server, connections, rounds)
-            strace.send_signal(signal.SIGINT)
-        total = re.search(r"^100\.00\s+\S+\s+\S+\s+(\d+)", out.read_text(), re.MULTILINE)
+            try:
+                echoes(server, connections, rounds)
+            finally:
+                strace.send_signal(signal.SIGINT)
+                said = strace.stderr.read()
+        total = re.search(r"^100\.00\s+\S+\s+\S+\s+(\d+).*total", said, re.MULTILINE)
         if not total:
             raise RuntimeError(f"{server.peer.name}: strace counted nothing")
         found.append(float(total[1]))
@@ -148,7 +150,7 @@ def main() -> None:
         "",
         "Counted by `script/bench --costs`, a request, by connections; "
         f"revision {about['revision']}, Python {about['python']}, uvloop {about['uvloop']}, "
-        f"rustc {about['rustc']}, cc {about['cc']}.",
+        f"{about['rustc']}, cc {about['cc']}.",
         "",
         *table("instructions outside of the kernel", counts),
         *table("system calls", calls),
