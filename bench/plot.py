@@ -25,6 +25,8 @@ BARS = (
     ("per_second", f"requests, connections or MiB a second, {REFERENCE} = 1; more is better"),
     ("cpu_us", f"CPU of the server for each, {REFERENCE} = 1; less is better"),
 )
+# A tenth more or less is to be seen: bars of gen_tcp leave the picture.
+NEAR = (0.5, 2.0)
 LINE_TICKS = {"subs": (1, 2, 5), "numticks": 20}
 BAR_TICKS = {"base": 2, "subs": (1, 1.25, 1.5), "numticks": 20}
 # Ours in greens, those they are compared with in other colours, the limit in grey.
@@ -55,12 +57,14 @@ def draw(results: Results, folder: Path) -> list[str]:
     drawn = []
     sizes = [[grid(connections, size) for size in SIZES] for connections in CONNECTIONS]
     connections = [[grid(number, size) for number in CONNECTIONS] for size in SIZES]
+    whole = [shape for shape in GRID if shape.name in measured]
     others = [shape for shape in SHAPES if shape not in GRID and shape.name in measured]
     pictures = {
         "by-size": _lines(pyplot, results, sizes, SIZES, "size of a message"),
         "by-connections": _lines(
             pyplot, results, connections, {n: f"{n:,}" for n in CONNECTIONS}, "connections"
         ),
+        "ratios": _bars(pyplot, results, whole, NEAR) if whole else None,
         "others": _bars(pyplot, results, others) if others else None,
     }
     for name, figure in pictures.items():
@@ -69,10 +73,11 @@ def draw(results: Results, folder: Path) -> list[str]:
             for ending in ("svg", "png"):
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
             continue
+        bars = name in ("ratios", "others")
         for axis in figure.axes:
             # With tens alone there may be one or none, and most differences are smaller.
-            axis.yaxis.set_major_locator(ticks(**(BAR_TICKS if name == "others" else LINE_TICKS)))
-            axis.yaxis.set_major_formatter("{x:g}" if name == "others" else "{x:,.0f}")
+            axis.yaxis.set_major_locator(ticks(**(BAR_TICKS if bars else LINE_TICKS)))
+            axis.yaxis.set_major_formatter("{x:g}" if bars else "{x:,.0f}")
         figure.suptitle(
             f"median, least and most of {results['plan']['rounds']} round(s); "
             f"{results['machine']}; revision {results['revision']}",
@@ -151,12 +156,16 @@ def _line(
         )
 
 
-def _bars(pyplot: Any, results: Results, shapes: list[Shape]) -> Any:
-    """The loads that are not of the grid, as ratios."""
+def _bars(
+    pyplot: Any, results: Results, shapes: list[Shape], limits: tuple[float, float] | None = None
+) -> Any:
+    """Loads as ratios, cut off at the limits."""
     figure, axes = pyplot.subplots(len(BARS), 1, figsize=(14, 8), layout="constrained")
     for axis, (name, title) in zip(axes, BARS, strict=True):
         _panel(axis, results, shapes, name)
         axis.set_title(title, fontsize=10, loc="left")
+        if limits is not None:
+            axis.set_ylim(limits)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     return figure
