@@ -221,8 +221,16 @@ def reloading(programs: list[Program], folder: Path, *more: str) -> tuple[Progra
 
 
 def serves(address: Any, version: bytes) -> None:
-    """The old workers have been told to listen no more, and do so in a moment."""
-    until("the new version", lambda: ask(address, b"?") == version)
+    """The old workers have been told to listen no more, and do so in a moment. Whoever connects to
+    one of them in that very moment is reset: the kernel does not hand it on."""
+
+    def answers() -> bool:
+        try:
+            return ask(address, b"?") == version
+        except ConnectionResetError:
+            return False
+
+    until("the new version", answers)
 
 
 @pytest.mark.parametrize("more", [(), ("--unix", "socket"), ("--workers", "2")])
