@@ -185,10 +185,7 @@ a_context_that_starts_later_imports_by_itself(_Config) ->
 a_held_up_context_does_not_hold_up_a_start(_Config) ->
     [Held, Free] = [element(2, py_reactor_context:start_link(#{})) || _ <- [1, 2]],
     {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}, contexts => [Held]}),
-    Blocked = connect(holding),
-    {_} = next(<<"made">>),
-    ok = gen_tcp:send(Blocked, "x"),
-    {<<"blocked">>} = next(),
+    Blocked = blocked(holding),
     wait_until("it is held up", fun() -> maps:get(busy_ms, py_reactor_context:stats(Held)) > 100 end),
     {ok, _} = start(free, #{protocol => {'__main__', 'Echo'}, contexts => [Held, Free]}),
     Clients = [connect(free) || _ <- lists:seq(1, 5)],
@@ -203,14 +200,8 @@ a_held_up_context_does_not_hold_up_a_start(_Config) ->
 %% A worker accepts by itself while clients come; one that a callback holds up does not.
 the_socket_is_taken_back_from_a_held_up_worker(_Config) ->
     {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}}),
-    Blocked = connect(holding),
-    {_} = next(<<"made">>),
-    ok = gen_tcp:send(Blocked, "x"),
-    {<<"blocked">>} = next(),
-    Later = connect(holding),
-    wait_until("it waits for the worker", fun() -> maps:get(queue_depth, info(holding)) > 0 end),
-    none = eval("go.set()"),
-    {_} = next(<<"made">>),
+    Blocked = blocked(holding),
+    Later = taken_in_meanwhile(holding),
     [lost(Client) || Client <- [Blocked, Later]],
     ok = py_reactor:stop_listener(holding).
 
@@ -221,14 +212,8 @@ the_socket_is_taken_back_in_time_however_long_callbacks_may_take(_Config) ->
     Earlier = connect(holding),
     {_} = next(<<"made">>),
     timer:sleep(1000),
-    Blocked = connect(holding),
-    {_} = next(<<"made">>),
-    ok = gen_tcp:send(Blocked, "x"),
-    {<<"blocked">>} = next(),
-    Later = connect(holding),
-    wait_until("it waits for the worker", fun() -> maps:get(queue_depth, info(holding)) > 0 end),
-    none = eval("go.set()"),
-    {_} = next(<<"made">>),
+    Blocked = blocked(holding),
+    Later = taken_in_meanwhile(holding),
     [lost(Client) || Client <- [Earlier, Blocked, Later]],
     ok = py_reactor:stop_listener(holding),
     %% It begins anew with the settings.
@@ -238,13 +223,26 @@ the_socket_is_taken_back_in_time_however_long_callbacks_may_take(_Config) ->
         is_pid(whereis(py_reactor_watchdog)) andalso whereis(py_reactor_watchdog) =/= Watchdog
     end).
 
+%% A client whose callback holds the worker up until `go'.
+blocked(Name) ->
+    Client = connect(Name),
+    {_} = next(<<"made">>),
+    ok = gen_tcp:send(Client, "x"),
+    {<<"blocked">>} = next(),
+    Client.
+
+%% A client that somebody else than the worker accepted; then the worker may go on.
+taken_in_meanwhile(Name) ->
+    Client = connect(Name),
+    wait_until("it waits for the worker", fun() -> maps:get(queue_depth, info(Name)) > 0 end),
+    none = eval("go.set()"),
+    {_} = next(<<"made">>),
+    Client.
+
 a_start_does_not_wait_for_a_callback_of_the_only_context(_Config) ->
     {ok, Held} = py_reactor_context:start_link(#{}),
     {ok, _} = start(holding, #{protocol => {'__main__', 'Blocks'}, contexts => [Held]}),
-    Blocked = connect(holding),
-    {_} = next(<<"made">>),
-    ok = gen_tcp:send(Blocked, "x"),
-    {<<"blocked">>} = next(),
+    Blocked = blocked(holding),
     %% The callback ends only when these have come back.
     {error, {protocol, _}} = start(bad, #{protocol => {no_such_module, 'Echo'}, contexts => [Held]}),
     {error, {protocol, _}} = start(bad, #{protocol => {'__main__', go}, contexts => [Held]}),

@@ -359,18 +359,7 @@ every_callback_can_be_slow(Config) ->
     ok = exec("slow.gate.set()"),
     reactor_case:await_ledger(1),
     ok = exec("slow.gate.clear()"),
-    ok = use("slow.SlowToMake"),
-    Making = reactor_case:connect(?config(listener, Config)),
-    Accepted = reactor_case:accept(?config(listener, Config)),
-    {Handing, Monitor} = spawn_monitor(fun() ->
-        receive go -> ok = reactor_case:handoff(Accepted) end
-    end),
-    ok = gen_tcp:controlling_process(Accepted, Handing),
-    Handing ! go,
-    #{protocol := <<"slow.SlowToMake">>} = await_logged(#{what => slow_callback, callback => <<"factory">>}),
-    ok = exec("slow.gate.set()"),
-    receive {'DOWN', Monitor, process, _, normal} -> ok after ?PATIENCE_MS -> error(timeout) end,
-    ok = gen_tcp:close(Making).
+    slow_to_make(fun reactor_case:handoff/1, Config).
 
 %% Its metaclass is asked for the name by nobody, least of all by Python's main thread, which would
 %% not come back.
@@ -432,18 +421,7 @@ the_first_job_of_a_new_context_can_be_slow(Config) ->
     timer:sleep(900),
     Contexts = [Context || {ok, Context} <- [py_reactor_context:start_link(#{}) || _ <- [asked, not_asked]]],
     timer:sleep(900),
-    ok = use("slow.SlowToMake"),
-    Making = reactor_case:connect(?config(listener, Config)),
-    Accepted = reactor_case:accept(?config(listener, Config)),
-    {Handing, Monitor} = spawn_monitor(fun() ->
-        receive go -> ok = py_reactor_context:handoff(lists:last(Contexts), Accepted, #{}) end
-    end),
-    ok = gen_tcp:controlling_process(Accepted, Handing),
-    Handing ! go,
-    #{protocol := <<"slow.SlowToMake">>} = await_logged(#{what => slow_callback, callback => <<"factory">>}),
-    ok = exec("slow.gate.set()"),
-    receive {'DOWN', Monitor, process, _, normal} -> ok after ?PATIENCE_MS -> error(timeout) end,
-    ok = gen_tcp:close(Making),
+    slow_to_make(fun(Accepted) -> py_reactor_context:handoff(lists:last(Contexts), Accepted, #{}) end, Config),
     [ok = py_reactor_context:stop(Context) || Context <- Contexts],
     true = erlang:resume_process(?config(bystander, Config)).
 
@@ -489,6 +467,21 @@ no_watchdog_when_it_is_off(_Config) ->
     ?assertEqual(ok, py_reactor_settings:check_values(#{slow_callback_ms => infinity})).
 
 %%--------------------------------------------------------------------------------------------------
+
+%% A protocol that takes long to make is logged while it is made, for who hands its connection over.
+slow_to_make(HandOver, Config) ->
+    ok = use("slow.SlowToMake"),
+    Making = reactor_case:connect(?config(listener, Config)),
+    Accepted = reactor_case:accept(?config(listener, Config)),
+    {Handing, Monitor} = spawn_monitor(fun() ->
+        receive go -> ok = HandOver(Accepted) end
+    end),
+    ok = gen_tcp:controlling_process(Accepted, Handing),
+    Handing ! go,
+    #{protocol := <<"slow.SlowToMake">>} = await_logged(#{what => slow_callback, callback => <<"factory">>}),
+    ok = exec("slow.gate.set()"),
+    receive {'DOWN', Monitor, process, _, normal} -> ok after ?PATIENCE_MS -> error(timeout) end,
+    ok = gen_tcp:close(Making).
 
 %% A client whose protocol is in the callback, and the first line about it.
 slow(Factory, Way, Config) ->

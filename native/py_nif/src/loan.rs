@@ -82,12 +82,8 @@ impl Loan {
         self.tell();
     }
 
-    /// Has the acceptors look after it: one of them ends it.
-    pub(crate) fn worker_is_held_up(&self) {
-        self.tell();
-    }
-
-    fn tell(&self) {
+    /// Has the acceptors look after it: where its worker is held up one of them ends it.
+    pub(crate) fn tell(&self) {
         let waiting = std::mem::take(&mut *self.waiting.lock());
         for seat in waiting {
             post(seat.process(), move |env| {

@@ -152,7 +152,7 @@ fn stand() {
             });
         }
         for loan in round.held_up {
-            loan.worker_is_held_up();
+            loan.tell();
         }
         for activity in round.idle {
             activity.when_busy(wake_up);
